@@ -1,0 +1,1 @@
+//! Tells proxies where services are and how to reach them.

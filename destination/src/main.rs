@@ -1,0 +1,3 @@
+//! destination
+
+fn main() {}

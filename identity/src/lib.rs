@@ -1,0 +1,1 @@
+//! Signs the certificates of workloads.

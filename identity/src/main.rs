@@ -1,0 +1,3 @@
+//! identity
+
+fn main() {}

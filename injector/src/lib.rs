@@ -1,0 +1,1 @@
+//! Puts the proxy into pods.

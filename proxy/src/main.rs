@@ -1,0 +1,3 @@
+//! proxy
+
+fn main() {}

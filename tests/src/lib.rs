@@ -1,0 +1,1 @@
+//! The whole mesh, tested.
