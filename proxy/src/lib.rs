@@ -17,5 +17,6 @@ pub mod policy;
 pub mod record;
 pub mod redirect;
 pub mod request;
+pub mod shard;
 pub mod tap;
 pub mod tcp;
