@@ -245,7 +245,7 @@ impl Connection {
         if head.has(flag::END_HEADERS) {
             return self.receive_block(head.stream, end_stream, refuse, block);
         }
-        self.check_block(block.len(), 0)?;
+        self.check_block(head.stream, block.len(), 0)?;
         self.block = Some(Block { stream: head.stream, end_stream, refuse, bytes: block.to_vec(), frames: 0 });
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Connection {
             return fatal(code::PROTOCOL_ERROR, "CONTINUATION without HEADERS");
         };
         block.frames += 1;
-        self.check_block(block.bytes.len() + payload.len(), block.frames)?;
+        self.check_block(block.stream, block.bytes.len() + payload.len(), block.frames)?;
         block.bytes.extend_from_slice(payload);
         if head.has(flag::END_HEADERS) {
             return self.receive_block(block.stream, block.end_stream, block.refuse, &block.bytes);
@@ -265,10 +265,12 @@ impl Connection {
     }
 
     /// A block must be decoded even when its head is refused, so an endless one ends the connection.
-    fn check_block(&self, bytes: usize, frames: u32) -> Result<(), Fatal> {
+    fn check_block(&mut self, stream: u32, bytes: usize, frames: u32) -> Result<(), Fatal> {
         // Plain literals are hardly larger than the list they make.
         let max = self.config.max_header_list as usize * 2 + MIN_MAX_FRAME as usize;
         if bytes > max || frames > MAX_CONTINUATIONS {
+            // Not to be tried again elsewhere: GOAWAY must not say that it was left untouched.
+            self.last_peer_id = self.last_peer_id.max(stream);
             return fatal(code::ENHANCE_YOUR_CALM, "header block too large");
         }
         Ok(())
