@@ -423,4 +423,4 @@ const CLIENT_SESSIONS: usize = 256;
 const SERVER_SESSIONS: usize = 512;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
