@@ -6,6 +6,7 @@ use gossamer_api::defaults::MAX_CONNECTIONS;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -24,9 +25,9 @@ pub enum Kind {
 
 /// Accepts until the process stops; connections are tracked so that they can be waited for.
 pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: TaskTracker) {
-    let room = Rc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = room.clone().acquire_owned_rc().await else { return };
+        let Ok(place) = room.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
             () = shard.stop.stopping() => return,
