@@ -1,1 +1,4 @@
-//! Stub: balance.
+//! balance
+
+pub mod breaker;
+pub mod ewma;
