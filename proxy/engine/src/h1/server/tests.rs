@@ -462,5 +462,5 @@ proptest::proptest! {
 
 #[test]
 fn a_connection_is_small() {
-    assert!(size_of::<Server<tokio::net::TcpStream>>() <= 512, "{}", size_of::<Server<tokio::net::TcpStream>>());
+    assert!(size_of::<Server<tokio::net::TcpStream>>() <= 384, "{}", size_of::<Server<tokio::net::TcpStream>>());
 }
