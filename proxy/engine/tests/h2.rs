@@ -49,7 +49,7 @@ fn post(path: &str) -> RequestHead {
 }
 
 fn pattern(len: usize) -> Bytes {
-    (0..len).map(|at| (at * 31 >> 3) as u8).collect::<Vec<u8>>().into()
+    (0..len).map(|at| ((at * 31) >> 3) as u8).collect::<Vec<u8>>().into()
 }
 
 /// Answers with the request's content and trailers.
@@ -401,6 +401,134 @@ fn a_silent_peer_is_given_up() {
     });
 }
 
+#[test]
+fn a_goodbye_does_not_wait_forever_for_a_pong() {
+    run_paused(async {
+        let (mut near, far) = duplex(16 * 1024);
+        let (driver, accept) = h2::server(far, Bytes::new(), Config::default());
+        let end = spawn_local(driver);
+        near.write_all(PREFACE).await.unwrap();
+        accept.shutdown();
+        let begin = tokio::time::Instant::now();
+        end.await.unwrap().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+fn capacity_passes_those_by_who_do_not_use_it() {
+    run(async {
+        let (client, _end, mut accept, _) =
+            pair(Config::default(), Config { connection_window: 65_535, ..Config::default() });
+        let mut greedy = client.open(&post("/greedy"), false).unwrap();
+        greedy.send_data(pattern(65_535), false).unwrap();
+        let (_, mut read) = accept.accept().await.unwrap();
+        // These are woken when the window opens, and then have nothing to say.
+        let idle: Vec<_> = (0..20)
+            .map(|_| {
+                let mut stream = client.open(&post("/idle"), false).unwrap();
+                spawn_local(async move {
+                    stream.capacity().await.unwrap();
+                    std::future::pending::<()>().await;
+                })
+            })
+            .collect();
+        let mut last = client.open(&post("/last"), false).unwrap();
+        let sent = spawn_local(async move {
+            last.capacity().await.unwrap();
+            last.send_data(Bytes::from_static(b"x"), true).unwrap();
+            last.response(&mut ResponseHead::default()).await
+        });
+        serve_echo(accept);
+        let mut got = 0;
+        while got < 65_535 {
+            got += read.data().await.unwrap().unwrap().len();
+        }
+        sent.await.unwrap().unwrap();
+        assert!(idle.iter().all(|task| !task.is_finished()));
+    });
+}
+
+#[test]
+fn large_contents_take_turns() {
+    run(async {
+        let (client, _end, accept, _) = pair(Config::default(), Config::default());
+        serve_echo(accept);
+        let order = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let tasks: Vec<_> = [("/large", 4_000_000), ("/small", 100_000)]
+            .map(|(path, len)| {
+                let (client, order) = (client.clone(), order.clone());
+                spawn_local(async move {
+                    exchange(&client, path, pattern(len), false).await.unwrap();
+                    order.borrow_mut().push(path);
+                })
+            })
+            .into();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.borrow(), ["/small", "/large"]);
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_makes_senders_wait() {
+    run_paused(async {
+        let (near, mut far) = duplex(1000);
+        let (driver, client) = h2::client(near, Config::default());
+        spawn_local(driver);
+        // SETTINGS: the largest windows, for streams and for the connection.
+        far.write_all(&frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff])).await.unwrap();
+        far.write_all(&frame(8, 0, 0, &[0x7f, 0, 0, 0])).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sent = std::rc::Rc::new(std::cell::Cell::new(0));
+        for _ in 0..50 {
+            let mut stream = client.open(&post("/"), false).unwrap();
+            let sent = sent.clone();
+            spawn_local(async move {
+                loop {
+                    stream.capacity().await.unwrap();
+                    stream.send_data(pattern(8192), false).unwrap();
+                    sent.set(sent.get() + 8192);
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!((50_000..200_000).contains(&sent.get()), "{}", sent.get());
+    });
+}
+
+#[test]
+fn connect_makes_a_tunnel() {
+    run(async {
+        let server = Config { enable_connect_protocol: true, ..Config::default() };
+        let (client, _end, mut accept, _) = pair(Config::default(), server);
+        let mut plain = get("");
+        plain.method = http::Method::CONNECT;
+        plain.headers.append("content-length", "0");
+        let mut extended = get("/chat");
+        extended.method = http::Method::CONNECT;
+        extended.set_protocol("websocket");
+        for head in [plain, extended] {
+            let mut stream = client.open(&head, false).unwrap();
+            let (request, mut server) = accept.accept().await.unwrap();
+            assert_eq!(request.method, http::Method::CONNECT);
+            assert_eq!((request.protocol(), request.path()), (head.protocol(), head.path()));
+            let mut response = ResponseHead::new(200);
+            response.headers.append("content-length", "0");
+            server.send_response(&response, false).unwrap();
+            stream.response(&mut response).await.unwrap();
+            for _ in 0..3 {
+                stream.send_data(Bytes::from_static(b"ping"), false).unwrap();
+                assert_eq!(server.data().await.unwrap().unwrap(), "ping");
+                server.send_data(Bytes::from_static(b"pong"), false).unwrap();
+                assert_eq!(stream.data().await.unwrap().unwrap(), "pong");
+            }
+        }
+        assert!(client.peer_allows_connect_protocol());
+    });
+}
+
 // ---- Against the `h2` crate.
 
 async fn h2_echo(io: DuplexStream) {
@@ -612,6 +740,13 @@ fn floods_end_the_connection() {
         };
         assert_eq!(goaway(resets(1200)).await, calm, "rapid reset");
         assert_eq!(goaway(resets(900)).await, None);
+
+        let mut bytes = PREFACE.to_vec();
+        for id in 0..1200 {
+            bytes.extend(frame(1, 4, id * 2 + 1, &[0x83, 0x86, 0x84]));
+            bytes.extend(frame(8, 0, id * 2 + 1, &[0, 0, 0, 0]));
+        }
+        assert_eq!(goaway(bytes).await, calm, "streams that we are made to reset");
 
         let flood = |frame: Vec<u8>, count: usize| [PREFACE, &frame.repeat(count)].concat();
         assert_eq!(goaway(flood(frame(6, 0, 0, b"12345678"), 30_000)).await, calm, "pings");

@@ -13,6 +13,15 @@ use crate::message::Headers;
 /// much more memory than the window admits.
 const GATHER_UP_TO: usize = 4096;
 
+/// The methods that change the meaning of a response's `content-length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Method {
+    Head,
+    Connect,
+    #[default]
+    Other,
+}
+
 /// The state of one stream.
 #[derive(Default)]
 pub(super) struct Slot {
@@ -29,8 +38,8 @@ pub(super) struct Slot {
     pub(super) remote_end: bool,
     /// A client has got the final head.
     pub(super) head_received: bool,
-    /// The response has no content whatever its fields say: the request was HEAD.
-    pub(super) no_content: bool,
+    /// A client's request, as far as it decides what the response's fields mean.
+    pub(super) method: Method,
     /// What the peer may still send.
     pub(super) recv_window: i64,
     /// Taken by the reader, not announced to the peer yet.
@@ -112,16 +121,15 @@ impl Slot {
     }
 
     pub(super) fn wake_recv(&mut self) -> bool {
-        self.recv_waker.take().map(Waker::wake).is_some()
+        wake(&mut self.recv_waker)
     }
 
     pub(super) fn wake_send(&mut self) -> bool {
-        self.send_waker.take().map(Waker::wake).is_some()
+        wake(&mut self.send_waker)
     }
 
     pub(super) fn wake_all(&mut self) -> bool {
-        let reset = self.reset_waker.take().map(Waker::wake).is_some();
-        self.wake_recv() | self.wake_send() | reset
+        self.wake_recv() | self.wake_send() | wake(&mut self.reset_waker)
     }
 
     /// Makes the slot as new; what is allocated for queues stays.
@@ -140,6 +148,11 @@ pub(super) fn register(place: &mut Option<Waker>, waker: &Waker) {
         Some(old) if old.will_wake(waker) => (),
         _ => *place = Some(waker.clone()),
     }
+}
+
+/// Wakes the task that waits there, and says whether there was one.
+pub(super) fn wake(place: &mut Option<Waker>) -> bool {
+    place.take().map(Waker::wake).is_some()
 }
 
 /// All slots.
