@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use gossamer_engine::h2::{self, Accept, Client, Config, Stream, code};
 use gossamer_engine::{Error, Headers, RequestHead, ResponseHead};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 /// Runs a test on one thread, within ten seconds.
@@ -495,6 +498,60 @@ fn a_peer_that_does_not_read_makes_senders_wait() {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!((50_000..200_000).contains(&sent.get()), "{}", sent.get());
+    });
+}
+
+/// A transport that counts the writes.
+struct Counted {
+    io: DuplexStream,
+    writes: std::rc::Rc<std::cell::Cell<usize>>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.set(self.writes.get() + 1);
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn what_streams_send_in_one_turn_is_written_at_once() {
+    run(async {
+        let (near, far) = duplex(1 << 20);
+        let [sent, answered] = [0; 2].map(|_| std::rc::Rc::new(std::cell::Cell::new(0)));
+        let (driver, client) = h2::client(Counted { io: near, writes: sent.clone() }, Config::default());
+        spawn_local(driver);
+        let (driver, accept) =
+            h2::server(Counted { io: far, writes: answered.clone() }, Bytes::new(), Config::default());
+        spawn_local(driver);
+        serve_echo(accept);
+        exchange(&client, "/", Bytes::new(), false).await.unwrap();
+        sent.set(0);
+        answered.set(0);
+        let tasks: Vec<_> = (0..100)
+            .map(|_| {
+                let client = client.clone();
+                spawn_local(async move { exchange(&client, "/", pattern(100), true).await.unwrap() })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!((sent.get(), answered.get()), (1, 1));
     });
 }
 

@@ -242,3 +242,58 @@ impl Hasher for IdHasher {
         self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_stays_small() {
+        assert!(size_of::<Slot>() <= 512, "{}", size_of::<Slot>());
+    }
+
+    #[test]
+    fn slots_are_used_again_and_do_not_pile_up() {
+        let mut slots = Slots::default();
+        for round in 0..100 {
+            let key = slots.insert(round * 2 + 1);
+            assert_eq!((key, slots.find(round * 2 + 1)), (0, Some(0)));
+            slots.forget_id(round * 2 + 1);
+            slots.free(key);
+        }
+        let keys: Vec<u32> = (0..100).map(|id| slots.insert(id)).collect();
+        for (id, key) in keys.into_iter().enumerate() {
+            slots.forget_id(id as u32);
+            slots.free(key);
+        }
+        assert_eq!((slots.used(), slots.slots.capacity(), slots.by_id.capacity()), (0, 0, 0));
+    }
+
+    #[test]
+    fn data_comes_out_as_it_went_in() {
+        let mut slot = Slot::default();
+        let large = Bytes::from(vec![9; 5000]);
+        for at in 0..3000u32 {
+            slot.push_data(&[at as u8], None);
+            if at % 1000 == 0 {
+                slot.push_data(&large[1..], Some(&large));
+            }
+        }
+        assert_eq!(slot.buffered, 3000 + 3 * 4999);
+        let mut chunks = 0;
+        let mut all = Vec::new();
+        while let Some(data) = slot.take_data() {
+            chunks += 1;
+            all.extend_from_slice(&data);
+        }
+        let mut expect = Vec::new();
+        for at in 0..3000u32 {
+            expect.push(at as u8);
+            if at % 1000 == 0 {
+                expect.extend([9; 4999]);
+            }
+        }
+        assert!(all == expect && slot.buffered == 0);
+        assert!(chunks < 10, "{chunks}: tiny frames are gathered");
+    }
+}
