@@ -851,8 +851,107 @@ mod random {
         (0..11u8, any::<u8>(), stream, payload).prop_map(|(kind, flags, id, payload)| frame(kind, flags, id, &payload))
     }
 
+    /// How one side behaves.
+    #[derive(Clone, Copy, Debug)]
+    enum Way {
+        /// Properly.
+        Whole,
+        /// Drops the stream after so many chunks.
+        Drop(usize),
+        /// Resets the stream after so many chunks.
+        Reset(usize),
+        /// Goes away at once, a server after its whole response.
+        Leave,
+    }
+
+    fn any_way() -> impl Strategy<Value = Way> {
+        prop_oneof![
+            2 => Just(Way::Whole),
+            1 => (0..4usize).prop_map(Way::Drop),
+            1 => (0..4usize).prop_map(Way::Reset),
+            1 => Just(Way::Leave),
+        ]
+    }
+
+    async fn read_in_a_way(mut stream: Stream, way: Way) -> Result<(), Error> {
+        let most = match way {
+            Way::Whole => usize::MAX,
+            Way::Drop(chunks) | Way::Reset(chunks) => chunks,
+            Way::Leave => 0,
+        };
+        for _ in 0..most {
+            let Some(data) = stream.data().await else { break };
+            data?;
+        }
+        if matches!(way, Way::Reset(_)) {
+            stream.reset(code::INTERNAL_ERROR);
+        }
+        Ok(())
+    }
+
+    async fn answer_in_a_way(mut stream: Stream, way: Way, len: usize) -> Result<(), Error> {
+        stream.send_response(&ResponseHead::new(200), false)?;
+        stream.send_data(pattern(len), !matches!(way, Way::Drop(_)))?;
+        read_in_a_way(stream, way).await
+    }
+
+    async fn ask_in_a_way(client: Client, way: Way, len: usize) -> Result<(), Error> {
+        client.ready().await?;
+        let mut stream = client.open(&post("/chaos"), false)?;
+        stream.send_data(pattern(len), true)?;
+        if !matches!(way, Way::Leave) {
+            stream.response(&mut ResponseHead::default()).await?;
+        }
+        read_in_a_way(stream, way).await
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn whatever_streams_do_the_connection_stays_whole(
+            ways in proptest::collection::vec((any_way(), 0..50_000usize, any_way(), 0..50_000usize), 1..40),
+            stream_window in 1000..100_000u32,
+            max_concurrent_streams in 1..20u32,
+        ) {
+            run(async {
+                let config =
+                    Config { stream_window, connection_window: 65_535, max_concurrent_streams, ..Config::default() };
+                let (client, client_end, mut accept, server_end) = pair(config.clone(), config);
+                // The settings arrive with the first exchange.
+                let asked = ways.clone();
+                let server = spawn_local(async move {
+                    let (head, stream) = accept.accept().await.unwrap();
+                    echo(head, stream).await.unwrap();
+                    let mut ways = asked.into_iter();
+                    while let Some((head, stream)) = accept.accept().await {
+                        if head.path() == "/chaos" {
+                            let (_, _, way, len) = ways.next().unwrap_or((Way::Leave, 0, Way::Leave, 0));
+                            spawn_local(answer_in_a_way(stream, way, len));
+                        } else {
+                            spawn_local(echo(head, stream));
+                        }
+                    }
+                });
+                exchange(&client, "/", Bytes::new(), false).await.unwrap();
+                let tasks: Vec<_> =
+                    ways.iter().map(|(way, len, ..)| spawn_local(ask_in_a_way(client.clone(), *way, *len))).collect();
+                for task in tasks {
+                    let _ = task.await.unwrap();
+                }
+                // A window that leaked would stop this.
+                for _ in 0..3 {
+                    let content = pattern(200_000);
+                    assert!(exchange(&client, "/", content.clone(), true).await.unwrap().1 == content);
+                }
+                assert_eq!(client.active(), 0);
+                drop(client);
+                client_end.await.unwrap().unwrap();
+                server_end.await.unwrap().unwrap();
+                server.await.unwrap();
+            });
+        }
+
 
         #[test]
         fn bytes_never_panic(bytes: Vec<u8>, frames in proptest::collection::vec(any_frame(), 0..30)) {

@@ -98,9 +98,7 @@ impl Connection {
         } else if slot.send_window > 0 {
             if now && !slot.queued {
                 self.send_pending(key);
-            }
-            let slot = &self.slots[key];
-            if !slot.pending.is_empty() && slot.send_window > 0 {
+            } else {
                 self.enqueue(key);
             }
         }
@@ -134,7 +132,8 @@ impl Connection {
         self.end(key);
     }
 
-    /// Writes one frame of what is pending, and what follows the last one.
+    /// Writes one frame of what is pending; then either queues for the next, or writes what follows the last one.
+    /// That may end the stream, and with it the slot.
     fn send_pending(&mut self, key: u32) {
         let slot = &mut self.slots[key];
         let window = slot.send_window.min(self.send_window).max(0) as usize;
@@ -151,6 +150,9 @@ impl Connection {
         self.out.small().extend_from_slice(&written);
         self.out.chunk(chunk);
         if !slot.pending.is_empty() {
+            if slot.send_window > 0 {
+                self.enqueue(key);
+            }
             return;
         }
         slot.pending = Bytes::new();
@@ -193,10 +195,6 @@ impl Connection {
                 continue;
             }
             self.send_pending(key);
-            let slot = &self.slots[key];
-            if !slot.pending.is_empty() && slot.send_window > 0 {
-                self.enqueue(key);
-            }
         }
         promised > 0 && !self.ready.is_empty()
     }
