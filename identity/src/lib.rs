@@ -126,15 +126,7 @@ async fn keep_loaded(state: State, mut known: Files, sender: watch::Sender<Arc<I
         }
         // The files are small and local: not worth a thread.
         let present = sender.borrow().clone();
-        let loaded = state.renew_issuer(&present, SystemTime::now()).and_then(|_| state.read()).and_then(|files| {
-            if files == known {
-                return Ok(None);
-            }
-            let issuer = files.issuer()?;
-            known = files;
-            Ok(Some(issuer))
-        });
-        match loaded {
+        match look(&state, &mut known, &present) {
             Ok(None) => told.clear(),
             Ok(Some(issuer)) => {
                 told.clear();
@@ -152,6 +144,18 @@ async fn keep_loaded(state: State, mut known: Files, sender: watch::Sender<Arc<I
             }
         }
     }
+}
+
+/// The issuer that the files make, if they have changed. What can't be used stays unknown, so it is judged again.
+fn look(state: &State, known: &mut Files, present: &Issuer) -> anyhow::Result<Option<Issuer>> {
+    state.renew_issuer(present, SystemTime::now())?;
+    let files = state.read()?;
+    if files == *known {
+        return Ok(None);
+    }
+    let issuer = files.issuer()?;
+    *known = files;
+    Ok(Some(issuer))
 }
 
 /// The service account of the identity service.

@@ -103,8 +103,8 @@ impl Service {
             let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
             let due = if failed { RETRY } else { left.mul_f64(defaults::CERTIFICATE_REFRESH_RATIO).max(RETRY) };
             tokio::select! {
-                () = self.0.stop.killed() => return,
-                // Ends with the process: credentials are needed while it drains.
+                // The last ones outlive any drain.
+                () = self.0.stop.stopping() => return,
                 changed = issuer.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(due) => {}
             }
