@@ -69,7 +69,11 @@ impl<K: PartialEq + Copy, const N: usize> Few<K, N> {
     #[inline]
     fn inc(&self, key: K) -> bool {
         for (slot, counter) in &self.slots {
-            if *slot.get_or_init(|| key) == key {
+            let taken = match slot.get() {
+                Some(taken) => taken,
+                None => slot.get_or_init(|| key),
+            };
+            if *taken == key {
                 counter.inc();
                 return true;
             }
@@ -92,7 +96,8 @@ struct Latency {
 impl Latency {
     #[inline]
     fn record(&self, latency: Duration) {
-        let us = latency.as_micros() as u64;
+        // Not `as_micros`, which divides 128 bits.
+        let us = latency.as_secs() * 1_000_000 + u64::from(latency.subsec_micros());
         self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < us)].inc();
         self.sum_us.add(us);
     }

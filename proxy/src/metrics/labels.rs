@@ -208,7 +208,7 @@ impl Text {
             self.0.push(',');
         }
         self.0.push_str(prefix);
-        self.0.extend(key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }));
+        self.0.push_str(&legal(key));
         self.0.push_str("=\"");
         for c in value.chars().take(LONGEST_VALUE) {
             match c {
@@ -242,8 +242,15 @@ impl Text {
     }
 
     fn dst(&mut self, labels: Option<&Labels>) -> &mut Self {
+        let mut before = String::new();
         for (key, value) in labels.into_iter().flatten() {
-            self.part("dst_", key, value);
+            // Two keys may become the same label (`a.b`, `a_b`); twice would make the whole scrape invalid. They need
+            // not be neighbours, so that all of the text is looked at: a quote inside of a value is escaped.
+            let _ = write!(before, ",dst_{}=\"", legal(key));
+            if !self.0.contains(&before) {
+                self.part("dst_", key, value);
+            }
+            before.clear();
         }
         self
     }
@@ -270,6 +277,11 @@ impl Text {
         self.part(&key, "group", group).part(&key, "kind", kind).part(&key, "namespace", namespace);
         self.part(&key, "name", meta.name()).part(&key, "port", port).part(&key, "section_name", section)
     }
+}
+
+/// A label name of `key`: letters, digits and underscores.
+fn legal(key: &str) -> String {
+    key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
 }
 
 /// Longer than any name of Kubernetes or DNS.

@@ -167,6 +167,17 @@ fn every_family_is_well_named() {
     }
 }
 
+#[test]
+fn keys_that_become_one_label_are_shown_once() {
+    let metrics = Metrics::new();
+    let dst = ["a.b", "a/c", "a_b"].map(|key| (key.to_string(), key.to_string()));
+    let dst = Labels::from(dst);
+    let labels = RequestLabels::new(Direction::Outbound, TlsLabel::Disabled);
+    let _held = metrics.request_scope(RequestLabels { dst: Some(&dst), ..labels });
+    let text = text(&metrics, Instant::now());
+    assert!(text.contains("tls=\"disabled\",dst_a_b=\"a.b\",dst_a_c=\"a/c\"} 0"), "{text}");
+}
+
 proptest::proptest! {
     #[test]
     fn any_label_is_escaped(key in "\\PC{0,8}", value in "(\\PC|\n|\\\\|\"){0,20}") {
@@ -195,10 +206,14 @@ fn a_record_costs() {
     let metrics = Metrics::new();
     let handle = metrics.request_scope(RequestLabels::new(Direction::Outbound, TlsLabel::Disabled));
     handle.response(404, None, true, ms(1));
-    let rounds = 5_000_000u64;
-    let start = Instant::now();
-    for n in 0..rounds {
-        handle.response(200, None, true, std::hint::black_box(Duration::from_micros(n % 60_000)));
-    }
-    println!("{:.1} ns per record", start.elapsed().as_nanos() as f64 / rounds as f64);
+    let latencies: Vec<_> = (0..64).map(|n| Duration::from_micros(n * n * 15)).collect();
+    // The best of many short runs: one that nobody interrupted.
+    let best = (0..1000).map(|_| {
+        let start = Instant::now();
+        for n in 0..6400 {
+            handle.response(200, None, true, std::hint::black_box(latencies[n % 64]));
+        }
+        start.elapsed().as_nanos() as f64 / 6400.0
+    });
+    println!("{:.1} ns per record", best.fold(f64::INFINITY, f64::min));
 }
