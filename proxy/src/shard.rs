@@ -37,9 +37,9 @@ pub struct Shard {
     /// The control plane's word.
     pub control: Control,
     /// All metrics.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
     /// Live subscriptions.
-    pub taps: Arc<Taps>,
+    pub taps: Taps,
     /// Our certificate.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Ends when the process does.
@@ -61,8 +61,8 @@ impl Shard {
     pub fn new(
         config: Arc<Config>,
         control: Control,
-        metrics: Arc<Metrics>,
-        taps: Arc<Taps>,
+        metrics: Metrics,
+        taps: Taps,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         stop: Stop,
     ) -> Rc<Self> {

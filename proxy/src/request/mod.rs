@@ -148,7 +148,7 @@ async fn forward(
     if headers::response(&mut response) {
         pick.pool.close();
     }
-    respond_with(conn, &rule, head, &mut response, &up, down, record)?;
+    respond_with(&rule, head, &mut response, &up, down, record)?;
     let switched = response.status == 101 || (head.method == Method::CONNECT && (200..300).contains(&response.status));
     if switched && let Downstream::H1(server) = down {
         server.flush().await.map_err(Error::of_client)?;
@@ -159,7 +159,7 @@ async fn forward(
     }
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
-    record.finish(&pick, streamed, body.bytes);
+    record.finish(&pick, streamed);
     if let Upstream::H1(client, _) = up
         && complete
     {
@@ -203,7 +203,6 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
     };
     record.matched(&rule);
     apply(&rule.filters, head, &found)?;
-    record.admitted(head);
     Ok(rule)
 }
 
@@ -263,7 +262,7 @@ async fn attempt(
         None => balancer.ready(tried).await.map_err(early)?,
     };
     require_identity(head, &pick).map_err(early)?;
-    record.attempt(conn, balancer, &pick);
+    record.attempt(balancer, &pick, head);
     let fail = |error: Error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
     let mut up = match open(&pick, head, length, tunnel).await {
         Ok(up) => {
@@ -345,7 +344,6 @@ async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool)
 
 /// Sends the response's head to the client.
 fn respond_with(
-    conn: &Connection,
     rule: &Rc<Rule>,
     head: &RequestHead,
     response: &mut ResponseHead,
@@ -359,6 +357,6 @@ fn respond_with(
     if record.was_upgraded {
         response.headers.append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
     }
-    record.responded(conn, response);
+    record.responded(response);
     down.send_response(response, up.length(response)).map_err(Error::of_client)
 }

@@ -44,7 +44,7 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
             After::Ready => {}
             After::Abort => {
                 let (io, _) = server.into_parts();
-                io.tcp().inspect(|socket| net::reset_on_close(socket));
+                io.reset_on_close();
                 return;
             }
             After::Tunnel(client) => return tunnel(&conn, server, *client).await,
@@ -60,8 +60,7 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
 async fn tunnel(conn: &Connection, server: h1::Server<Stream>, client: h1::Client<Stream>) {
     let (mut near, first) = server.into_parts();
     let (mut far, greeting) = client.into_parts();
-    let watch = conn.metrics.tcp(conn);
-    let _ = tcp::relay(&mut near, &mut far, first, greeting, &*watch).await;
+    let _ = tcp::relay(&mut near, &mut far, first, greeting).await;
 }
 
 /// HTTP/2 until either side closes. Draining: GOAWAY, and the connection ends after the streams in flight.
