@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Live subscriptions to requests: the server side of `linkerd2-proxy-api`'s `Tap`.
 //!
 //! Sessions are added and removed by the control thread; data threads look at one flag per request ([`Taps::is_active`])
@@ -431,14 +430,4 @@ impl Tap for TapService {
         tracing::info!(id = events.id, limit = request.limit, max_rps, headers, "tap started");
         Ok(Response::new(events))
     }
-=======
-//! Stub.
-#![allow(missing_docs)]
-use gossamer_api::process::stop::Stop;
-use std::sync::Arc;
-pub struct Taps;
-impl Taps {
-    pub fn new() -> Self { Taps }
-    pub async fn serve(self: Arc<Self>, _l: tokio::net::TcpListener, _s: Stop) {}
->>>>>>> main
 }
