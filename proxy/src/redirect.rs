@@ -359,13 +359,13 @@ mod tests {
             if unshare(CloneFlags::CLONE_NEWNET).is_err() {
                 return false;
             }
-            // RTM_NEWLINK = 16; loopback up, and a dummy with routes for everything.
+            // RTM_NEWLINK = 16; loopback up, and a bridge with addresses.
             let up = |index: i32, name: &str, create: u16| {
                 let mut head = vec![0; 4];
                 head.extend(index.to_ne_bytes());
                 head.extend([1u32.to_ne_bytes(), 1u32.to_ne_bytes()].concat());
                 let link = Message::new(16, create, format!("link {name}")).head(&head).text(3, name);
-                if create == 0 { link } else { link.nest(18, |m| m.text(1, "dummy")) }
+                if create == 0 { link } else { link.nest(18, |m| m.text(1, "bridge")) }
             };
             netlink::send(netlink::ROUTE, &[up(1, "lo", 0)]).unwrap();
             if netlink::send(netlink::ROUTE, &[up(9, "out", CREATE)]).is_err() {
@@ -424,7 +424,7 @@ mod tests {
             remove().expect("nothing to remove is fine");
         });
         if !ran {
-            eprintln!("skipped: this test needs CAP_SYS_ADMIN and dummy links");
+            eprintln!("skipped: this test needs CAP_SYS_ADMIN and bridges");
         }
     }
 }
