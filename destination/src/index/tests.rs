@@ -479,6 +479,7 @@ fn object(kind: u8, name: u8, variant: u8) -> Object {
         3 => ROUTE
             .replace("NS", "demo")
             .replace("name: split", &format!("name: {name}"))
+            .replace("name: v2", &format!("name: o{}", (variant + 1) % 3))
             .replace("name: web", &format!("name: o{}", variant % 3)),
         4 => policy(
             &name,
