@@ -114,7 +114,7 @@ async fn refuses_wrong_names_ends_and_roots() {
         ("server of another root", client(), foreign_server, API, "BadSignature"),
     ];
     for (case, client, server, name, reason) in cases {
-        let error = shake(client, server, name).await.err().expect(case).to_string();
+        let error = shake(client, server, name).await.expect_err(case).to_string();
         let matches = error.to_lowercase().contains(&reason.to_lowercase());
         // Both test roots have the same name, hence the signature. The side that didn't notice is told by an alert; either may come first.
         assert!(matches || error.contains("alert") || error.contains("Expired"), "{case}: {error}");
