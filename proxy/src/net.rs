@@ -1,7 +1,7 @@
 //! Sockets: listen, dial, original destination. The only file that makes them, so the only one with socket options.
 
-use bytes::{Buf, Bytes};
 use crate::metrics::OpenConnection;
+use bytes::{Buf, Bytes};
 use gossamer_api::defaults;
 use gossamer_engine::io::Io;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};

@@ -77,12 +77,7 @@ async fn connection(
 }
 
 /// Reads until the protocol is known; `None` when the client says nothing for a moment.
-async fn first_bytes(
-    shard: &Shard,
-    policy: &Policy,
-    io: &mut TcpStream,
-    first: &mut BytesMut,
-) -> Option<Protocol> {
+async fn first_bytes(shard: &Shard, policy: &Policy, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
     loop {
         if let Some(protocol) = detect(first) {
             return Some(protocol);
@@ -123,7 +118,7 @@ async fn opaque(conn: Connection, policy: &Policy, io: TcpStream, first: BytesMu
 }
 
 /// The client is silent: dial, and let whoever speaks first decide.
-async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
+async fn silent(conn: Connection, policy: &Rc<Policy>, io: TcpStream) {
     let mut record = Record::connection(&conn);
     let Ok(choice) = policy.tcp.choose(None, &conn.target.to_string()).map(|(backend, _)| backend.balancer.clone())
     else {
@@ -131,7 +126,7 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
         record.forget();
         return patient(conn, policy, io, BytesMut::new()).await;
     };
-    let far = dial_balancer(&conn, &choice, &mut record).await;
+    let far = dial_balancer(&choice, &mut record).await;
     let mut far = match far {
         Ok(far) => far,
         Err(error) => {
@@ -194,15 +189,11 @@ async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut f
 /// A connection to an endpoint for bytes.
 async fn dial(conn: &Connection, policy: &Policy, sni: Option<&str>, record: &mut Record<'_>) -> Result<Stream, Error> {
     let (backend, _) = policy.tcp.choose(sni, &conn.target.to_string())?;
-    dial_balancer(conn, &backend.balancer.clone(), record).await
+    dial_balancer(&backend.balancer.clone(), record).await
 }
 
 /// Tries endpoints until one accepts: a connection that sent nothing yet can go anywhere.
-async fn dial_balancer(
-    conn: &Connection,
-    balancer: &Rc<crate::balance::Balancer>,
-    record: &mut Record<'_>,
-) -> Result<Stream, Error> {
+async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Record<'_>) -> Result<Stream, Error> {
     let mut tried = Vec::new();
     loop {
         let pick = balancer.ready(&tried).await?;

@@ -42,7 +42,8 @@ impl EndpointMetrics {
         let mut tcp = TcpLabels::new(direction, false, tls);
         (requests.target, tcp.target) = (Some(pick.info.addr), Some(pick.info.addr));
         if direction == Direction::Outbound {
-            (requests.authority, tcp.authority) = (Some(&balancer.authority), Some(&balancer.authority));
+            let authority = Some(balancer.authority.as_str());
+            (requests.authority, tcp.authority) = (authority, authority);
             (requests.dst, tcp.dst) = (Some(&pick.info.labels), Some(&pick.info.labels));
         }
         let metrics =

@@ -26,12 +26,7 @@ pub struct Moved {
 /// of the server.
 ///
 /// Dropping the future closes both connections.
-pub async fn relay(
-    client: &mut Stream,
-    server: &mut Stream,
-    first: Bytes,
-    greeting: Bytes,
-) -> io::Result<Moved> {
+pub async fn relay(client: &mut Stream, server: &mut Stream, first: Bytes, greeting: Bytes) -> io::Result<Moved> {
     let mut up = Flow::new(first);
     let mut down = Flow::new(greeting);
     let result = poll_fn(|cx| {
@@ -68,12 +63,7 @@ impl Flow {
         Flow { moved: pending.len() as u64, pending, state: State::Copying }
     }
 
-    fn poll(
-        &mut self,
-        from: &mut Stream,
-        to: &mut Stream,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll(&mut self, from: &mut Stream, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while !self.pending.is_empty() {
                 let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;

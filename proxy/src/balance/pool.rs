@@ -35,7 +35,13 @@ enum Shared {
 impl Pool {
     /// No connection yet.
     pub fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>) -> Self {
-        Pool { endpoint, connector, idle: RefCell::default(), shared: RefCell::new(Shared::None), meter: OnceCell::new() }
+        Pool {
+            endpoint,
+            connector,
+            idle: RefCell::default(),
+            shared: RefCell::new(Shared::None),
+            meter: OnceCell::new(),
+        }
     }
 
     /// Counts connections here from now on.

@@ -94,7 +94,8 @@ async fn forward(
         head.headers.append("connection", "upgrade");
         head.headers.append("upgrade", protocol);
     }
-    let decider = Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
+    let decider =
+        Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
     let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
@@ -206,7 +207,11 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
     Ok(rule)
 }
 
-fn apply(filters: &[gossamer_api::policy::Filter], head: &mut RequestHead, found: &crate::policy::route::Found) -> Result<(), Error> {
+fn apply(
+    filters: &[gossamer_api::policy::Filter],
+    head: &mut RequestHead,
+    found: &crate::policy::route::Found,
+) -> Result<(), Error> {
     if filters.is_empty() {
         return Ok(());
     }
@@ -355,7 +360,9 @@ fn respond_with(
         filter::apply_response(&rule.filters, response);
     }
     if record.was_upgraded {
-        response.headers.append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
+        response
+            .headers
+            .append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
     }
     record.responded(response);
     down.send_response(response, up.length(response)).map_err(Error::of_client)
