@@ -19,8 +19,8 @@ use super::frame;
 use super::stream::Shared;
 use crate::error::Error;
 
-/// What one read asks for: four TLS records. Against two, large contents over TCP cost a quarter less CPU; four more
-/// would gain little and let a chunk hold more memory than it has bytes.
+/// What one read asks for: four TLS records. Against two, large contents over TCP cost a quarter less CPU. More would
+/// let a chunk of a few KiB, which is a slice of this buffer, hold more memory than it has bytes.
 const READ: usize = 64 * 1024;
 /// What one turn reads before others have theirs.
 const READ_PER_TURN: usize = 4 * READ;
