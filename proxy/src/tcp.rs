@@ -1,1 +1,180 @@
-//! Stub: tcp.
+//! Opaque bytes: copied both ways until both sides have ended.
+//!
+//! Half-close is kept in both directions, a reset on one side becomes a reset on the other, a slow reader slows the
+//! writer down. A connection that is silent holds no buffer.
+
+use crate::net::{self, Stream};
+use bytes::{Buf, Bytes, BytesMut};
+use gossamer_engine::buffer;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+/// Bytes moved, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// From the client to the server.
+    pub sent: u64,
+    /// From the server to the client.
+    pub received: u64,
+}
+
+/// What is watched while bytes move: called with the bytes of each read, so that live tables see long connections.
+pub trait Watch {
+    /// The client sent this many.
+    fn sent(&self, bytes: u64);
+    /// The server sent this many.
+    fn received(&self, bytes: u64);
+}
+
+/// Copies until both directions have ended. `first` are bytes of the client that were read already, `greeting` those
+/// of the server.
+///
+/// Dropping the future closes both connections.
+pub async fn relay(
+    client: &mut Stream,
+    server: &mut Stream,
+    first: Bytes,
+    greeting: Bytes,
+    watch: &dyn Watch,
+) -> io::Result<Moved> {
+    watch.sent(first.len() as u64);
+    watch.received(greeting.len() as u64);
+    let mut up = Flow::new(first);
+    let mut down = Flow::new(greeting);
+    let result = poll_fn(|cx| {
+        let sent = up.poll(client, server, &|bytes| watch.sent(bytes), cx)?;
+        let received = down.poll(server, client, &|bytes| watch.received(bytes), cx)?;
+        if sent.is_ready() && received.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await;
+    if result.is_err() {
+        // Whoever is left must not take a cut stream for a complete one.
+        for side in [&*client, &*server] {
+            side.tcp().inspect(|socket| net::reset_on_close(socket));
+        }
+    }
+    result.map(|()| Moved { sent: up.moved, received: down.moved })
+}
+
+/// One direction.
+struct Flow {
+    /// Bytes read and not yet written.
+    pending: Bytes,
+    state: State,
+    moved: u64,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Copying,
+    Ending,
+    Ended,
+}
+
+impl Flow {
+    fn new(pending: Bytes) -> Self {
+        Flow { moved: pending.len() as u64, pending, state: State::Copying }
+    }
+
+    fn poll(
+        &mut self,
+        from: &mut Stream,
+        to: &mut Stream,
+        seen: &dyn Fn(u64),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            while !self.pending.is_empty() {
+                let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;
+                if count == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.pending.advance(count);
+            }
+            match self.state {
+                State::Ended => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    // A peer that is gone already has nothing to be told.
+                    match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
+                        Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
+                        _ => self.state = State::Ended,
+                    }
+                }
+                State::Copying => {
+                    let Poll::Ready(chunk) = read(from, cx)? else {
+                        // TLS keeps what it could not write yet.
+                        return match Pin::new(&mut *to).poll_flush(cx)? {
+                            Poll::Ready(()) | Poll::Pending => Poll::Pending,
+                        };
+                    };
+                    if chunk.is_empty() {
+                        self.state = State::Ending;
+                    }
+                    seen(chunk.len() as u64);
+                    self.moved += chunk.len() as u64;
+                    self.pending = chunk;
+                }
+            }
+        }
+    }
+}
+
+/// Reads into a borrowed buffer, which goes back at once when there is nothing to read. Empty at the end.
+fn read(from: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut memory: BytesMut = buffer::take(buffer::LARGE);
+    let polled = poll_read_buf(Pin::new(from), cx, &mut memory);
+    let chunk = memory.split().freeze();
+    buffer::give(memory, buffer::LARGE);
+    polled.map_ok(|_| chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[derive(Default)]
+    struct Count(Cell<u64>, Cell<u64>);
+    impl Watch for Count {
+        fn sent(&self, bytes: u64) {
+            self.0.set(self.0.get() + bytes);
+        }
+        fn received(&self, bytes: u64) {
+            self.1.set(self.1.get() + bytes);
+        }
+    }
+
+    #[tokio::test]
+    async fn half_close_is_kept_and_every_byte_arrives() {
+        let (mut app, near) = tokio::io::duplex(64);
+        let (far, mut service) = tokio::io::duplex(64);
+        let (mut near, mut far) = (Stream::Memory(near), Stream::Memory(far));
+        let count = Count::default();
+        let relay = relay(&mut near, &mut far, Bytes::from_static(b"he"), Bytes::from_static(b"hi "), &count);
+        let client = async {
+            app.write_all(b"llo").await.unwrap();
+            app.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            app.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let server = async {
+            let mut request = Vec::new();
+            service.read_to_end(&mut request).await.unwrap();
+            // The client has ended, the server still speaks.
+            service.write_all(&[7; 1000]).await.unwrap();
+            service.shutdown().await.unwrap();
+            request
+        };
+        let (moved, answer, request) = tokio::join!(relay, client, server);
+        assert_eq!(moved.unwrap(), Moved { sent: 5, received: 1003 });
+        assert_eq!((count.0.get(), count.1.get()), (5, 1003));
+        assert_eq!(request, b"hello");
+        assert_eq!((&answer[..3], answer.len()), (&b"hi "[..], 1003));
+    }
+}

@@ -7,9 +7,11 @@
 //! Everything here lives on one thread (`Rc`, no locks) and is driven by polling: a send is bounded by what
 //! `poll_capacity` grants, a receive takes what `poll_data` gives, so a slow reader never makes memory grow.
 
+pub mod buffer;
 pub mod error;
 pub mod h1;
 pub mod h2;
+pub mod io;
 pub mod message;
 
 pub use error::{Error, Fault};

@@ -1,4 +1,299 @@
-//! balance
+//! Which endpoint: power of two choices over peak-EWMA latency times requests in flight.
+//!
+//! A balancer lives on one data thread: no lock, no queue task. Endpoints come and go under it without a request
+//! noticing. Requests wait here, in bounded number and time, only while discovery is pending or no endpoint accepts
+//! connections.
+//!
+//! Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001); Finagle's peak EWMA.
 
 pub mod breaker;
+pub mod connect;
+mod endpoint;
 pub mod ewma;
+pub mod pool;
+pub mod transport;
+
+pub use endpoint::{Endpoint, Pick};
+
+use crate::control::{Discovered, EndpointSet};
+use crate::error::Error;
+use connect::Connector;
+use gossamer_api::policy::{self, Load, Meta, Queue};
+use gossamer_api::defaults;
+use gossamer_api::endpoint::Endpoint as Info;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// Draws of two before all endpoints are looked at.
+const DRAWS: usize = 3;
+
+/// How a backend is balanced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// How load is judged.
+    pub load: Load,
+    /// When an endpoint is ejected.
+    pub breaker: Option<policy::Breaker>,
+    /// How many may wait, how long.
+    pub queue: Queue,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            load: Load { default_rtt: defaults::EWMA_DEFAULT_RTT, decay: defaults::EWMA_DECAY, penalty: None },
+            breaker: None,
+            queue: Queue { capacity: defaults::QUEUE_CAPACITY, failfast: defaults::QUEUE_FAILFAST },
+        }
+    }
+}
+
+/// The endpoints of one backend.
+pub struct Balancer {
+    /// The object behind it.
+    pub meta: Meta,
+    /// `name:port`, or the address of a single endpoint.
+    pub authority: String,
+    rules: Rules,
+    connector: Rc<Connector>,
+    endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    state: RefCell<State>,
+    changed: Notify,
+    waiting: Cell<u32>,
+    failing_since: Cell<Option<Instant>>,
+}
+
+enum State {
+    Pending,
+    Ready,
+    Empty,
+    Failed(Arc<str>),
+}
+
+impl Balancer {
+    /// A balancer that knows no endpoint yet: see [`Balancer::follow`].
+    pub fn new(meta: Meta, authority: String, rules: Rules, connector: Rc<Connector>) -> Self {
+        Balancer {
+            meta,
+            authority,
+            rules,
+            connector,
+            endpoints: RefCell::default(),
+            state: RefCell::new(State::Pending),
+            changed: Notify::new(),
+            waiting: Cell::new(0),
+            failing_since: Cell::new(None),
+        }
+    }
+
+    /// A balancer over one endpoint that never changes.
+    pub fn fixed(meta: Meta, info: Info, rules: Rules, connector: Rc<Connector>) -> Self {
+        let balancer = Balancer::new(meta, info.addr.to_string(), rules, connector);
+        balancer.set([Arc::new(info)].into_iter());
+        balancer
+    }
+
+    /// A balancer that never has an endpoint: its share of requests fails.
+    pub fn empty(meta: Meta, name: String, rules: Rules, connector: Rc<Connector>) -> Self {
+        let balancer = Balancer::new(meta, name, rules, connector);
+        balancer.set(std::iter::empty());
+        balancer
+    }
+
+    /// Takes over what discovery says, until discovery forgets the backend or the balancer is dropped.
+    pub async fn follow(self: Rc<Self>, mut discovered: watch::Receiver<Discovered<EndpointSet>>) {
+        let weak = Rc::downgrade(&self);
+        drop(self);
+        loop {
+            let now = discovered.borrow_and_update().clone();
+            let Some(balancer) = weak.upgrade() else { return };
+            balancer.update(now);
+            drop(balancer);
+            if discovered.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn update(&self, discovered: Discovered<EndpointSet>) {
+        match discovered {
+            Discovered::Pending => return,
+            Discovered::Known(set) => self.set(set.endpoints.values().cloned()),
+            Discovered::Absent => {
+                self.set(std::iter::empty());
+            }
+            Discovered::Failed(reason) => {
+                // Last known good stays.
+                if self.endpoints.borrow().is_empty() {
+                    *self.state.borrow_mut() = State::Failed(reason);
+                }
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn set(&self, infos: impl Iterator<Item = Arc<Info>>) {
+        let now = Instant::now();
+        let mut known: std::collections::HashMap<SocketAddr, Rc<Endpoint>> =
+            self.endpoints.borrow_mut().drain(..).map(|endpoint| (endpoint.info.addr, endpoint)).collect();
+        let mut endpoints: Vec<_> = infos
+            .map(|info| match known.remove(&info.addr) {
+                Some(endpoint) if endpoint.info == info => endpoint,
+                former => {
+                    former.inspect(|endpoint| endpoint.pool.close());
+                    Rc::new(Endpoint::new(info, self.connector.clone(), self.rules.load, self.rules.breaker, now))
+                }
+            })
+            .collect();
+        endpoints.shrink_to_fit();
+        // What is gone finishes what it has in flight.
+        known.values().for_each(|endpoint| endpoint.pool.close());
+        *self.state.borrow_mut() = if endpoints.is_empty() { State::Empty } else { State::Ready };
+        *self.endpoints.borrow_mut() = endpoints;
+        self.failing_since.set(None);
+    }
+
+    /// Endpoints known.
+    pub fn len(&self) -> usize {
+        self.endpoints.borrow().len()
+    }
+
+    /// True when there is no endpoint.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.borrow().is_empty()
+    }
+
+    /// True unless it is certain that nobody can be reached: what `FirstAvailable` asks.
+    pub fn is_available(&self, now: Instant) -> bool {
+        match &*self.state.borrow() {
+            State::Pending => true,
+            State::Empty | State::Failed(_) => false,
+            State::Ready => self
+                .endpoints
+                .borrow()
+                .iter()
+                .any(|endpoint| endpoint.refused_until(now).is_none() && endpoint.is_closed(now)),
+        }
+    }
+
+    /// An endpoint to use now, or `None` when none accepts connections. Those in `tried` only if there is no other.
+    pub fn pick(&self, now: Instant, tried: &[SocketAddr]) -> Option<Pick> {
+        let endpoints = self.endpoints.borrow();
+        let usable = |endpoint: &Endpoint| {
+            endpoint.refused_until(now).is_none() && endpoint.is_closed(now) && !tried.contains(&endpoint.info.addr)
+        };
+        let chosen = match endpoints.len() {
+            0 => return None,
+            1 => (endpoints[0].refused_until(now).is_none()).then(|| &endpoints[0]),
+            count => two_choices(&endpoints, count, now, &usable)
+                .or_else(|| endpoints.iter().filter(|e| usable(e)).min_by(|a, b| a.cost(now).total_cmp(&b.cost(now))))
+                // Ejected or tried ones are better than nobody.
+                .or_else(|| {
+                    let start = fastrand::usize(..count);
+                    (0..count).map(|i| &endpoints[(start + i) % count]).find(|e| e.refused_until(now).is_none())
+                }),
+        }?;
+        Some(Pick::new(chosen.clone(), now))
+    }
+
+    /// An endpoint to use; waits while discovery is pending or no endpoint accepts connections.
+    ///
+    /// Errors: the service has none, discovery failed, too many wait, or none became usable in time.
+    /// Dropping the future leaves the queue.
+    pub async fn ready(&self, tried: &[SocketAddr]) -> Result<Pick, Error> {
+        let now = Instant::now();
+        if let Some(pick) = self.pick(now, tried) {
+            return Ok(pick);
+        }
+        if self.waiting.get() >= self.rules.queue.capacity {
+            return Err(Error::Overloaded(self.authority.clone()));
+        }
+        let _place = Place::take(&self.waiting);
+        let started = now;
+        loop {
+            let now = Instant::now();
+            let changed = self.changed.notified();
+            let (until, wait) = match &*self.state.borrow() {
+                State::Empty => return Err(Error::NoEndpoints(self.authority.clone())),
+                State::Failed(reason) => return Err(Error::Discovery(self.authority.clone(), reason.clone())),
+                State::Pending => (started + defaults::DISCOVERY_TIMEOUT + Duration::from_millis(50), None),
+                State::Ready => {
+                    if self.failing_since.get().is_none() {
+                        self.failing_since.set(Some(now));
+                    }
+                    let since = self.failing_since.get().unwrap_or(now);
+                    let next = self.endpoints.borrow().iter().filter_map(|e| e.refused_until(now)).min();
+                    (since + self.rules.queue.failfast, next)
+                }
+            };
+            if now >= until {
+                return Err(match &*self.state.borrow() {
+                    State::Pending => {
+                        Error::Discovery(self.authority.clone(), "no answer from the control plane".into())
+                    }
+                    _ => Error::NotReady(self.authority.clone(), self.rules.queue.failfast),
+                });
+            }
+            let _ = timeout_at(wait.unwrap_or(until).min(until), changed).await;
+            if let Some(pick) = self.pick(Instant::now(), tried) {
+                return Ok(pick);
+            }
+        }
+    }
+
+    /// A connection to some endpoint was made: the backend is alive.
+    pub fn alive(&self) {
+        self.failing_since.set(None);
+    }
+
+    /// Closes connections that lay idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        self.endpoints.borrow().iter().for_each(|endpoint| endpoint.pool.sweep(now));
+    }
+
+    /// Ends all connections after what is in flight.
+    pub fn close(&self) {
+        self.endpoints.borrow().iter().for_each(|endpoint| endpoint.pool.close());
+    }
+}
+
+fn two_choices<'a>(
+    endpoints: &'a [Rc<Endpoint>],
+    count: usize,
+    now: Instant,
+    usable: &impl Fn(&Endpoint) -> bool,
+) -> Option<&'a Rc<Endpoint>> {
+    for _ in 0..DRAWS {
+        let first = fastrand::usize(..count);
+        let second = (first + 1 + fastrand::usize(..count - 1)) % count;
+        let (a, b) = (&endpoints[first], &endpoints[second]);
+        match (usable(a), usable(b)) {
+            (true, true) => return Some(if a.cost(now) <= b.cost(now) { a } else { b }),
+            (true, false) if count == 2 => return Some(a),
+            (false, true) if count == 2 => return Some(b),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// A place in the queue, given up on drop.
+struct Place<'a>(&'a Cell<u32>);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a Cell<u32>) -> Self {
+        waiting.set(waiting.get() + 1);
+        Place(waiting)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
