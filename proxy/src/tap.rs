@@ -16,6 +16,8 @@ use arc_swap::ArcSwap;
 use gossamer_api::authorization::RateLimit;
 use gossamer_api::defaults::{TAP_QUEUE, TAP_SESSIONS};
 use gossamer_api::endpoint::Labels;
+use gossamer_api::process::grpc::{self, PeerIdentity};
+use gossamer_api::process::stop::Stop;
 use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
 use linkerd2_proxy_api::http_types;
 use linkerd2_proxy_api::tap as api;
@@ -28,9 +30,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Requests that a session sees per second at most; a client may ask for fewer or more in the metadata [`MAX_RPS`].
@@ -180,7 +184,12 @@ impl Taps {
         tapped.filter(|tapped| !tapped.watchers.is_empty())
     }
 
-    /// The gRPC service, for the control thread.
+    /// Serves the API on a socket until `stop`, for the control thread. Without TLS, so only to this host.
+    pub fn serve(&self, listener: TcpListener, stop: Stop) -> impl Future<Output = ()> + Send + use<> {
+        grpc::serve(Routes::new(self.service()), listener, None, stop)
+    }
+
+    /// The gRPC service.
     pub fn service(&self) -> TapServer<TapService> {
         TapServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES)
     }
@@ -403,11 +412,21 @@ impl Drop for Events {
     }
 }
 
+/// What passes through a proxy is nobody's business but that of who may enter its host or network namespace.
+fn may_tap(peer: &PeerIdentity) -> bool {
+    peer.address.is_none_or(|address| address.ip().to_canonical().is_loopback())
+}
+
 #[tonic::async_trait]
 impl Tap for TapService {
     type ObserveStream = Events;
 
     async fn observe(&self, request: Request<api::ObserveRequest>) -> Result<Response<Events>, Status> {
+        if !request.extensions().get::<PeerIdentity>().is_some_and(may_tap) {
+            return Err(Status::permission_denied(
+                "taps are only served to this host (for a pod: through a port-forward)",
+            ));
+        }
         let max_rps = match request.metadata().get(MAX_RPS) {
             None => DEFAULT_MAX_RPS,
             Some(value) => value
