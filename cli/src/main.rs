@@ -1,3 +1,5 @@
-//! cli
+//! `meshctl`. Everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    meshctl::main()
+}
