@@ -7,5 +7,6 @@ mod client;
 mod figures;
 mod ledger;
 mod serve;
+pub mod services;
 pub mod traffic;
 mod vault;
