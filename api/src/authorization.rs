@@ -17,7 +17,7 @@ pub struct Server {
     pub ips: Vec<IpAddr>,
     /// Any of them lets a client in; none: nobody.
     pub authorizations: Vec<Authorization>,
-    /// For metrics.
+    /// For metrics. What comes over the wire always has `group`, `kind` and `name`.
     pub labels: Labels,
 }
 
@@ -59,7 +59,8 @@ pub struct InboundRoute {
     pub meta: Meta,
     /// Hosts it is for; empty: all.
     pub hosts: Vec<HostMatch>,
-    /// Any of them lets a client in. In addition to none of the server's: a route has its own.
+    /// Any of them lets a client in, and so does any of the server's: a route adds to its server (linkerd2-proxy does
+    /// the same).
     pub authorizations: Vec<Authorization>,
     /// Tried by specificity.
     pub rules: Vec<InboundRule>,
@@ -85,7 +86,7 @@ pub struct Authorization {
     pub networks: Vec<Network>,
     /// Who.
     pub authentication: Authentication,
-    /// For metrics. `group`, `kind`, `name`.
+    /// For metrics. What comes over the wire always has `group`, `kind` and `name`.
     pub labels: Labels,
 }
 

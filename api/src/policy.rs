@@ -4,6 +4,7 @@
 
 use crate::endpoint::Endpoint;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The object that something comes from; shown in metrics, tap and errors.
@@ -61,6 +62,24 @@ impl fmt::Display for Meta {
             Meta::Default(name) => write!(f, "default/{name}"),
             Meta::Resource { kind, namespace, name, port: 0, .. } => write!(f, "{kind}/{namespace}/{name}"),
             Meta::Resource { kind, namespace, name, port, .. } => write!(f, "{kind}/{namespace}/{name}:{port}"),
+        }
+    }
+}
+
+/// What a workload wants to reach, as its proxy sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// The address that it connected to.
+    Addr(SocketAddr),
+    /// A name, `host:port`.
+    Authority(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Addr(addr) => addr.fmt(f),
+            Target::Authority(name) => f.write_str(name),
         }
     }
 }
@@ -241,7 +260,7 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// Path.
     pub path: Option<PathModifier>,
-    /// 301, 302, 303, 307 or 308; 0: 302.
+    /// 301, 302, 303, 307 or 308; 0: 302 (Gateway API's default; the wire's own is 301, so it is always written out).
     pub status: u16,
 }
 
@@ -311,6 +330,8 @@ pub struct Backend {
 /// One address, or a balanced set.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BackendTarget {
+    /// Nothing: the object does not exist or may not be used. Its share of requests and connections fails.
+    Invalid,
     /// This endpoint.
     Forward(Box<Endpoint>),
     /// The endpoints of `authority` (`name:port`, the path of `Destination.Get`).
@@ -356,7 +377,7 @@ pub struct Queue {
 /// Ejection of failing endpoints.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Breaker {
-    /// Failures in a row.
+    /// Failures in a row; 0: not for these.
     pub max_failures: u32,
     /// Probation.
     pub backoff: Backoff,

@@ -1,1 +1,66 @@
-//! Stub: accept.
+//! Listeners: one task per connection, a bound on their number, and the drain.
+
+use crate::shard::Shard;
+use crate::{inbound, outbound};
+use gossamer_api::defaults::MAX_CONNECTIONS;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+/// What a listener's connections are.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// From the workload, redirected.
+    Outbound,
+    /// From the workload, to an explicit port for this target.
+    Explicit(String),
+    /// To the workload.
+    Inbound,
+}
+
+/// Accepts until the process stops; connections are tracked so that they can be waited for.
+pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: TaskTracker) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = shard.stop.stopping() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((io, client)) => {
+                let (shard, kind) = (shard.clone(), kind.clone());
+                tasks.spawn_local(async move {
+                    serve(shard, io, client, kind).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                if !is_of_one_connection(&error) {
+                    // Out of file descriptors, mostly: closing connections mends it, spinning does not.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, kind: Kind) {
+    match kind {
+        Kind::Outbound => outbound::serve(shard, io, client, None).await,
+        Kind::Explicit(target) => outbound::serve(shard, io, client, Some(target)).await,
+        Kind::Inbound => inbound::serve(shard, io, client).await,
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

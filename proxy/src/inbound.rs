@@ -1,1 +1,340 @@
-//! Stub: inbound.
+//! The story of a connection TO our workload: mesh TLS or not → for which port → who may → requests, or bytes.
+//!
+//! **Invariant:** bytes reach the workload only after its port's policy let the client in; without a policy nobody is
+//! let in. Mesh TLS is what carries our own name as SNI; any other TLS is the workload's and passes untouched.
+
+use crate::balance::transport::{Header, Session};
+use crate::detect::{Protocol, detect};
+use crate::error::Error;
+use crate::net::{self, Prefixed, Stream};
+use crate::policy::authorize::{self, Peer, PeerTls};
+use crate::record::{ConnectionMetrics, Record};
+use crate::request::{Connection, Side, serve};
+use crate::shard::{Declared, PortPolicy, Shard};
+use crate::tcp;
+use bytes::{Bytes, BytesMut};
+use gossamer_api::defaults::{DETECT_BYTES, HANDSHAKE_TIMEOUT};
+use gossamer_api::keys::ALPN_TRANSPORT;
+use gossamer_api::process::grpc::usable;
+use gossamer_api::process::tls::{ClientAuth, peer_identity};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Serves a connection to one of the workload's ports, or to the proxy itself on behalf of one.
+pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) {
+    net::tune(&io);
+    let Ok(local) = io.local_addr() else { return };
+    // Without redirection, or when it is we who were meant: the transport header names the port.
+    let original = net::original_destination(&io).filter(|addr| *addr != local && !shard.config.is_own(*addr));
+    let mut first = BytesMut::new();
+    let protocol = match original {
+        Some(addr) => match first_bytes(&shard, addr, &mut io, &mut first).await {
+            Ok(protocol) => protocol,
+            Err(()) => return,
+        },
+        None => match timeout(HANDSHAKE_TIMEOUT, whole_hello(&mut io, &mut first)).await {
+            Ok(protocol) => protocol,
+            Err(_) => return,
+        },
+    };
+    let ours = shard.config.local_identity.as_ref().map(|identity| identity.as_str());
+    match protocol {
+        Some(Protocol::Tls(hello)) if hello.sni.is_some() && hello.sni.as_deref() == ours => {
+            meshed(shard, io, first.freeze(), client, original, local).await;
+        }
+        protocol => match original {
+            Some(target) => {
+                let peer = Peer { ip: client.ip(), tls: PeerTls::None };
+                let session = match protocol {
+                    Some(Protocol::Http1) => Spoken::Http1,
+                    Some(Protocol::Http2) => Spoken::Http2,
+                    Some(_) => Spoken::Bytes,
+                    None => Spoken::Nothing,
+                };
+                spoken(shard, Stream::Tcp(io), first.freeze(), peer, client, target, session).await;
+            }
+            None => super::outbound::refuse(&shard, &io, &Error::Loop),
+        },
+    }
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    Http1,
+    Http2,
+    Bytes,
+    /// The client is silent.
+    Nothing,
+    /// To be found out inside of TLS.
+    Unknown,
+}
+
+/// Mesh TLS: handshake, transport header, then what is inside.
+async fn meshed(
+    shard: Rc<Shard>,
+    io: TcpStream,
+    first: Bytes,
+    client: SocketAddr,
+    original: Option<SocketAddr>,
+    local: SocketAddr,
+) {
+    let Some(credentials) = usable(&shard.credentials) else {
+        return super::outbound::refuse(&shard, &io, &Error::NoIdentity);
+    };
+    let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
+    let accept = tokio_rustls::TlsAcceptor::from(config).accept(Prefixed::new(first, io));
+    let mut io = match timeout(HANDSHAKE_TIMEOUT, accept).await {
+        Ok(Ok(io)) => Box::new(io),
+        Ok(Err(error)) => {
+            shard.metrics.tcp_error("inbound", "handshake");
+            tracing::info!(%client, %error, "TLS handshake of a client failed");
+            return;
+        }
+        Err(_) => return shard.metrics.tcp_error("inbound", "handshake"),
+    };
+    let session = io.get_ref().1;
+    let identity = session.peer_certificates().and_then(peer_identity);
+    let tls = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
+    let peer = Peer { ip: client.ip(), tls };
+    let mut first = BytesMut::new();
+    let (target, spoken_as) = if session.alpn_protocol() == Some(ALPN_TRANSPORT) {
+        let header = match timeout(HANDSHAKE_TIMEOUT, header(&mut io, &mut first)).await {
+            Ok(Ok(header)) => header,
+            Ok(Err(reason)) => {
+                shard.metrics.tcp_error("inbound", "bad-request");
+                tracing::info!(%client, reason, "connection refused");
+                return;
+            }
+            Err(_) => return,
+        };
+        if header.name.is_some() {
+            // A name that is not ours would make us a gateway.
+            return shard.metrics.tcp_error("inbound", "no-route");
+        }
+        let spoken_as = match header.session {
+            Some(Session::Http1) => Spoken::Http1,
+            Some(Session::Http2) => Spoken::Http2,
+            None => Spoken::Bytes,
+        };
+        (SocketAddr::new(original.unwrap_or(local).ip(), header.port), spoken_as)
+    } else {
+        match original {
+            Some(target) => (target, Spoken::Unknown),
+            None => return shard.metrics.tcp_error("inbound", "bad-request"),
+        }
+    };
+    if shard.config.inbound_listen.iter().any(|own| own.port() == target.port()) {
+        return shard.metrics.tcp_error("inbound", "loop");
+    }
+    spoken(shard, Stream::Server(io), first.freeze(), peer, client, target, spoken_as).await;
+}
+
+async fn header(
+    io: &mut tokio_rustls::server::TlsStream<Prefixed>,
+    first: &mut BytesMut,
+) -> Result<Header, &'static str> {
+    loop {
+        if let Some(header) = Header::decode(first)? {
+            return Ok(header);
+        }
+        first.reserve(2048);
+        if io.read_buf(first).await.map_err(|_| "connection broke before its header")? == 0 {
+            return Err("connection ended before its header");
+        }
+    }
+}
+
+/// Serves what is spoken to a port, if the port's policy lets the client in.
+async fn spoken(
+    shard: Rc<Shard>,
+    mut io: Stream,
+    first: Bytes,
+    peer: Peer,
+    client: SocketAddr,
+    target: SocketAddr,
+    mut session: Spoken,
+) {
+    let port = shard.port(target.port());
+    let policy = port.policy().await;
+    let mut first = BytesMut::from(first);
+    if session == Spoken::Unknown {
+        session = match &policy {
+            Ok(policy) if policy.protocol == Declared::Opaque => Spoken::Bytes,
+            _ => inside(&shard, &mut io, &mut first).await,
+        };
+    }
+    let conn = Connection {
+        metrics: ConnectionMetrics::inbound(&shard, policy.as_deref().ok(), &peer, target),
+        client,
+        peer,
+        target,
+        side: Side::Inbound(port, shard.local(target)),
+        shard,
+    };
+    let opaque = policy.as_ref().is_ok_and(|policy| policy.protocol == Declared::Opaque);
+    match session {
+        // Requests are answered one by one, also those that must be refused.
+        Spoken::Http1 if !opaque => serve::http1(conn, io, first.freeze()).await,
+        Spoken::Http2 if !opaque => serve::http2(conn, io, first.freeze()).await,
+        Spoken::Nothing => silent(conn, policy, io).await,
+        _ => bytes(conn, policy, io, first.freeze()).await,
+    }
+}
+
+/// Bytes to the workload.
+async fn bytes(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream, first: Bytes) {
+    let mut record = Record::connection(&conn);
+    match dial(&conn, policy, &mut record).await {
+        Ok(mut far) => {
+            let watch = conn.metrics.tcp(&conn);
+            let moved = tcp::relay(&mut near, &mut far, first, Bytes::new(), &*watch).await;
+            record.closed(moved);
+        }
+        Err(error) => {
+            record.failed(&error);
+            near.tcp().inspect(|socket| net::reset_on_close(socket));
+        }
+    }
+}
+
+/// A silent client without TLS: the workload may speak first, or the client late.
+async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream) {
+    let mut record = Record::connection(&conn);
+    let mut far = match dial(&conn, policy, &mut record).await {
+        Ok(far) => far,
+        Err(error) => {
+            record.failed(&error);
+            return drop(near.tcp().inspect(|socket| net::reset_on_close(socket)));
+        }
+    };
+    let mut greeting = BytesMut::with_capacity(2048);
+    let mut first = BytesMut::with_capacity(2048);
+    tokio::select! {
+        biased;
+        read = near.read_buf(&mut first) => {
+            if !matches!(read, Ok(count) if count > 0) {
+                return;
+            }
+            drop(far);
+            record.forget();
+            return late(conn, near, first).await;
+        }
+        read = far.read_buf(&mut greeting) => {
+            if matches!(read, Ok(count) if count > 0) {
+                conn.shard.learn_speaks_first(conn.target);
+            }
+        }
+    }
+    let watch = conn.metrics.tcp(&conn);
+    let moved = tcp::relay(&mut near, &mut far, first.freeze(), greeting.freeze(), &*watch).await;
+    record.closed(moved);
+}
+
+/// A client that speaks first after all, late.
+async fn late(conn: Connection, mut near: Stream, mut first: BytesMut) {
+    let shard = conn.shard.clone();
+    let Side::Inbound(port, _) = &conn.side else { return };
+    let policy = port.policy().await;
+    match inside(&shard, &mut near, &mut first).await {
+        Spoken::Http1 => serve::http1(conn, near, first.freeze()).await,
+        Spoken::Http2 => serve::http2(conn, near, first.freeze()).await,
+        _ => bytes(conn, policy, near, first.freeze()).await,
+    }
+}
+
+/// Lets the client in, or not, and connects to the workload.
+async fn dial(
+    conn: &Connection,
+    policy: Result<Rc<PortPolicy>, Error>,
+    record: &mut Record<'_>,
+) -> Result<Stream, Error> {
+    let policy = policy?;
+    if authorize::authorize(&policy.authorizations, &conn.peer).is_none() {
+        record.refused(&policy);
+        return Err(Error::Denied { client: conn.peer.to_string(), server: policy.meta.to_string() });
+    }
+    let Side::Inbound(_, local) = &conn.side else { return Err(Error::Loop) };
+    let pick = local.ready(&[]).await?;
+    match pick.pool.bytes().await {
+        Ok(far) => {
+            pick.connected();
+            local.alive();
+            Ok(far)
+        }
+        Err(error) => {
+            pick.refused(tokio::time::Instant::now());
+            Err(error)
+        }
+    }
+}
+
+/// Reads a plain connection's first bytes. `Ok(None)`: silent. `Err`: gone.
+async fn first_bytes(
+    shard: &Shard,
+    target: SocketAddr,
+    io: &mut TcpStream,
+    first: &mut BytesMut,
+) -> Result<Option<Protocol>, ()> {
+    let opaque = shard.config.opaque_ports.contains(target.port());
+    loop {
+        match detect(first) {
+            // Mesh TLS is recognized on every port; on an opaque one all else is bytes.
+            Some(protocol @ Protocol::Tls(_)) => return Ok(Some(protocol)),
+            Some(_) if opaque => return Ok(Some(Protocol::Opaque)),
+            Some(protocol) => return Ok(Some(protocol)),
+            None => {}
+        }
+        if first.is_empty() && shard.speaks_first(target) {
+            return Ok(None);
+        }
+        first.reserve(2048);
+        match timeout(shard.config.detect_patience, io.read_buf(first)).await {
+            Ok(Ok(0)) if first.is_empty() => return Err(()),
+            Ok(Ok(0)) => return Ok(Some(Protocol::Opaque)),
+            Ok(Err(_)) => return Err(()),
+            Ok(Ok(_)) if first.len() >= DETECT_BYTES => return Ok(Some(detect(first).unwrap_or(Protocol::Opaque))),
+            Ok(Ok(_)) => {}
+            Err(_) if first.is_empty() => return Ok(None),
+            // The rest of a ClientHello may be on its way over a slow link.
+            Err(_) if first[0] == 0x16 => {
+                return Ok(timeout(HANDSHAKE_TIMEOUT, whole_hello(io, first)).await.unwrap_or(Some(Protocol::Opaque)));
+            }
+            Err(_) => return Ok(Some(Protocol::Opaque)),
+        }
+    }
+}
+
+async fn whole_hello(io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
+    loop {
+        if let Some(protocol) = detect(first) {
+            return Some(protocol);
+        }
+        first.reserve(2048);
+        match io.read_buf(first).await {
+            Ok(count) if count > 0 && first.len() < DETECT_BYTES => {}
+            _ => return Some(detect(first).unwrap_or(Protocol::Opaque)),
+        }
+    }
+}
+
+/// What is spoken inside of TLS, or by a client of which some bytes were read.
+async fn inside(shard: &Shard, io: &mut Stream, first: &mut BytesMut) -> Spoken {
+    loop {
+        match detect(first) {
+            Some(Protocol::Http1) => return Spoken::Http1,
+            Some(Protocol::Http2) => return Spoken::Http2,
+            Some(_) => return Spoken::Bytes,
+            None => {}
+        }
+        first.reserve(2048);
+        match timeout(shard.config.detect_patience, io.read_buf(first)).await {
+            Ok(Ok(count)) if count > 0 && first.len() < DETECT_BYTES => {}
+            Err(_) if first.is_empty() => return Spoken::Nothing,
+            _ => return Spoken::Bytes,
+        }
+    }
+}

@@ -2,6 +2,10 @@
 //!
 //! A connection's story is in [`outbound`] (from the workload) and [`inbound`] (to it): original destination, detect,
 //! discover, authorize, then [`request`] (HTTP) or [`tcp`] (bytes), which route, balance, connect, forward, record.
+//!
+//! Two kinds of threads. Data threads run connections, each with a [`shard::Shard`] of its own: single-threaded, no
+//! locks, nothing shared but settings, snapshots of policy and counters. The control thread runs everything else:
+//! discovery, identity, admin, tap; so a scrape never delays a request.
 
 pub mod accept;
 pub mod balance;
@@ -17,5 +21,222 @@ pub mod policy;
 pub mod record;
 pub mod redirect;
 pub mod request;
+pub mod shard;
 pub mod tap;
 pub mod tcp;
+
+use accept::Kind;
+use anyhow::{Context, Result};
+use config::Config;
+use control::Control;
+use gossamer_api::defaults;
+use gossamer_api::process::log::{self, Format, LogLevel};
+use gossamer_api::process::stop::Stop;
+use gossamer_api::process::{admin::Admin, tls};
+use metrics::Metrics;
+use shard::Shard;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tap::Taps;
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+use tokio_util::task::TaskTracker;
+
+/// The whole process: settings from the environment, threads, until a signal. Gives the exit code.
+///
+/// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
+pub fn main() -> i32 {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return 64;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no runtime: {error}");
+            return 1;
+        }
+    };
+    let result = runtime.block_on(async {
+        let format = if config.log_json { Format::Json } else { Format::Plain };
+        let log = log::init(format, &config.log_level)?;
+        let stop = Stop::new();
+        stop.on_signals().context("signal handlers")?;
+        run(config, log, stop).await
+    });
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            1
+        }
+    }
+}
+
+/// Runs the proxy until `stop`, then drains. The calling runtime becomes the control thread.
+///
+/// Errors: a listener or the redirection can't be set up.
+pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
+    let config = Arc::new(config);
+    let metrics = Arc::new(Metrics::new());
+    let taps = Arc::new(Taps::new());
+    let listeners = bind(&config)?;
+    if config.redirect {
+        redirect(&config).apply()?;
+    }
+    let credentials = credentials(&config, &metrics, &stop)?;
+    let control = Control::start(&config, credentials.clone(), stop.clone());
+
+    let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
+    stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));
+    if let Some(addr) = config.tap_listen {
+        let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
+        stop_free(taps.clone().serve(listener, stop.clone()));
+    }
+
+    let mut threads = Vec::new();
+    for (worker, listeners) in listeners.into_iter().enumerate() {
+        let (config, control, metrics) = (config.clone(), control.clone(), metrics.clone());
+        let (taps, credentials, stop) = (taps.clone(), credentials.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name(format!("data-{worker}")).spawn(move || {
+            data_thread(listeners, move || Shard::new(config, control, metrics, taps, credentials, stop))
+        })?;
+        threads.push(thread);
+    }
+    tracing::info!(
+        outbound = ?config.outbound_listen, inbound = ?config.inbound_listen, admin = %config.admin_listen,
+        "proxy runs"
+    );
+    stop.stopping().await;
+    // The data threads drain by themselves, within the grace period; control goes on for them meanwhile.
+    tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(join)).await??;
+    stop.wait(std::time::Duration::from_millis(200)).await;
+    Ok(())
+}
+
+/// Spawns what ends with the process rather than with the drain.
+fn stop_free(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}
+
+fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a data thread panicked")))
+}
+
+/// Runs one shard: accepts until the process stops, then waits for what is in flight.
+fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std::rc::Rc<Shard>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, async move {
+        let shard = shard();
+        let tasks = TaskTracker::new();
+        let accepting = TaskTracker::new();
+        for (kind, listener) in listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            accepting.spawn_local(accept::accept(shard.clone(), listener, kind, tasks.clone()));
+        }
+        let sweep = tokio::task::spawn_local(shard.clone().sweep());
+        shard.stop.stopping().await;
+        accepting.close();
+        accepting.wait().await;
+        tasks.close();
+        if tokio::time::timeout(shard.config.grace, tasks.wait()).await.is_err() {
+            tracing::warn!(open = tasks.len(), "the grace period ended before all connections did");
+        }
+        shard.close();
+        sweep.abort();
+        Ok(())
+    })
+}
+
+/// Listeners for each data thread: the kernel spreads connections over those that share a port.
+fn bind(config: &Config) -> Result<Vec<Vec<(Kind, TcpListener)>>> {
+    let each = || {
+        let outbound = config.outbound_listen.iter().map(|addr| (Kind::Outbound, *addr));
+        let inbound = config.inbound_listen.iter().map(|addr| (Kind::Inbound, *addr));
+        let explicit = config.forwards.iter().map(|f| (Kind::Explicit(f.target.clone()), f.listen));
+        let mut listeners = Vec::new();
+        for (kind, addr) in outbound.chain(inbound).chain(explicit) {
+            match bind_one(addr) {
+                Ok(listener) => listeners.push((kind, listener)),
+                // A machine without IPv6 has nothing to listen for there.
+                Err(error) if addr.is_ipv6() => tracing::debug!(%addr, "no IPv6 listener: {error:#}"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(listeners)
+    };
+    (0..config.workers).map(|_| each()).collect()
+}
+
+fn bind_one(addr: SocketAddr) -> Result<TcpListener> {
+    net::listen(addr).with_context(|| match addr.port() {
+        0 => format!("cannot listen on {addr}"),
+        port => format!("cannot listen on {addr}; is another process using port {port}?"),
+    })
+}
+
+fn redirect(config: &Config) -> redirect::Redirect {
+    let port = |listen: &[SocketAddr], default| listen.first().map_or(default, SocketAddr::port);
+    let inbound_port = port(&config.inbound_listen, defaults::INBOUND_PORT);
+    let mut own_ports = vec![inbound_port, config.admin_listen.port()];
+    own_ports.extend(config.tap_listen.map(|addr| addr.port()));
+    redirect::Redirect {
+        outbound_port: port(&config.outbound_listen, defaults::OUTBOUND_PORT),
+        inbound_port,
+        exempt_uid: (config.mark == 0).then_some(defaults::PROXY_UID),
+        exempt_mark: (config.mark != 0).then_some(config.mark),
+        skip_outbound: config.skip_outbound_ports.clone(),
+        skip_inbound: config.skip_inbound_ports.clone(),
+        own_ports,
+    }
+}
+
+/// Our certificate as it is renewed; without an identity service there is never one.
+fn credentials(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    stop: &Stop,
+) -> Result<watch::Receiver<Option<Arc<tls::Credentials>>>> {
+    let (Some(service), Some(local)) = (&config.identity, &config.local_identity) else {
+        let (sender, receiver) = watch::channel(None);
+        // Never changes, and never ends.
+        std::mem::forget(sender);
+        return Ok(receiver);
+    };
+    let anchors = tls::Anchors::from_pem(&config.trust_anchors).context("MESH_TRUST_ANCHORS")?;
+    let receiver = control::identity::spawn(
+        control::identity::IdentityConfig {
+            service: service.clone(),
+            identity: local.clone(),
+            token_file: config.token_file.clone(),
+            anchors,
+        },
+        stop.clone(),
+    );
+    metrics.follow_certificate(receiver.clone());
+    Ok(receiver)
+}
+
+fn serve_admin(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    credentials: &watch::Receiver<Option<Arc<tls::Credentials>>>,
+    log: LogLevel,
+    stop: &Stop,
+) -> Admin {
+    let (needs_certificate, credentials) = (config.local_identity.is_some(), credentials.clone());
+    let metrics = metrics.clone();
+    let mut admin = Admin::new(log, stop.clone());
+    admin.shutdown = config.admin_shutdown;
+    admin.metrics = Arc::new(move || metrics.render());
+    admin.ready = Arc::new(move || match credentials.borrow().as_ref() {
+        None if needs_certificate => Err("no certificate yet".into()),
+        _ => Ok(()),
+    });
+    admin
+}

@@ -9,13 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Backlog of listeners. Source: the kernel's own default ceiling (`net.core.somaxconn` 4096).
 const BACKLOG: i32 = 4096;
 
-/// A listener that several threads may share the port of.
-pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A listener, not blocking, that several threads may share the port of.
+pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -25,7 +25,7 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Sets what every connection of the proxy wants: no delay, keep-alive, a bound on unacknowledged data.

@@ -1,1 +1,271 @@
-//! Stub: outbound.
+//! The story of a connection FROM our workload: where to → what is spoken → requests, or bytes to one endpoint.
+//!
+//! **Invariant:** no client waits for a detection timeout. One that is silent for a moment is connected to its
+//! endpoint, and whichever side speaks first decides.
+
+use crate::control::Target;
+use crate::detect::{Protocol, detect};
+use crate::error::Error;
+use crate::net::{self, Stream};
+use crate::policy::authorize::{Peer, PeerTls};
+use crate::record::{ConnectionMetrics, Record};
+use crate::request::{Connection, Side, serve};
+use crate::shard::{Declared, Destination, Policy, Shard};
+use crate::tcp;
+use bytes::{Bytes, BytesMut};
+use gossamer_api::defaults::DETECT_BYTES;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Serves a connection that was redirected here, or that came to an explicit local port.
+pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) {
+    net::tune(&io);
+    let (target, addr) = match explicit {
+        Some(authority) => (Target::Authority(authority), client),
+        None => match net::original_destination(&io) {
+            Some(addr) if !shard.config.is_own(addr) => (Target::Addr(addr), addr),
+            _ => return refuse(&shard, &io, &Error::Loop),
+        },
+    };
+    let destination = shard.destination(&target);
+    match destination.policy().await {
+        Ok(policy) => connection(shard, destination, &policy, io, client, addr).await,
+        // HTTP clients get to know why; others see the connection end.
+        Err(error) => explain(shard, destination, io, client, addr, error).await,
+    }
+}
+
+/// Finds out what is spoken and serves it.
+async fn connection(
+    shard: Rc<Shard>,
+    destination: Rc<Destination>,
+    policy: &Rc<Policy>,
+    mut io: TcpStream,
+    client: SocketAddr,
+    target: SocketAddr,
+) {
+    let skip = match policy.protocol {
+        Declared::Opaque => true,
+        Declared::Unknown => shard.config.opaque_ports.contains(target.port()) || shard.speaks_first(target),
+        Declared::Http | Declared::Tls => false,
+    };
+    let mut first = BytesMut::new();
+    let protocol = if skip { Some(Protocol::Opaque) } else { first_bytes(&shard, policy, &mut io, &mut first).await };
+    let conn = Connection {
+        metrics: ConnectionMetrics::outbound(&shard, &destination),
+        peer: Peer { ip: client.ip(), tls: PeerTls::None },
+        client,
+        target,
+        side: Side::Outbound(destination),
+        shard,
+    };
+    match protocol {
+        Some(Protocol::Http1) if policy.protocol != Declared::Tls => {
+            serve::http1(conn, Stream::Tcp(io), first.freeze()).await;
+        }
+        Some(Protocol::Http2) if policy.protocol != Declared::Tls => {
+            serve::http2(conn, Stream::Tcp(io), first.freeze()).await;
+        }
+        Some(Protocol::Tls(hello)) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
+        Some(_) => opaque(conn, policy, io, first, None).await,
+        None => silent(conn, policy, io).await,
+    }
+}
+
+/// Reads until the protocol is known; `None` when the client says nothing for a moment.
+async fn first_bytes(
+    shard: &Shard,
+    policy: &Policy,
+    io: &mut TcpStream,
+    first: &mut BytesMut,
+) -> Option<Protocol> {
+    loop {
+        if let Some(protocol) = detect(first) {
+            return Some(protocol);
+        }
+        let read = async {
+            io.readable().await?;
+            first.reserve(2048);
+            io.read_buf(first).await
+        };
+        // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
+        let declared = policy.protocol == Declared::Http && first.is_empty();
+        let read = if declared { Ok(read.await) } else { timeout(shard.config.detect_patience, read).await };
+        match read {
+            Ok(Ok(0) | Err(_)) => return Some(Protocol::Opaque),
+            Ok(Ok(_)) if first.len() >= DETECT_BYTES => return Some(detect(first).unwrap_or(Protocol::Opaque)),
+            Ok(Ok(_)) => {}
+            Err(_) if first.is_empty() => return None,
+            // Half a word and then silence: not ours to interpret.
+            Err(_) => return Some(Protocol::Opaque),
+        }
+    }
+}
+
+/// Bytes to one endpoint.
+async fn opaque(conn: Connection, policy: &Policy, io: TcpStream, first: BytesMut, sni: Option<&str>) {
+    let mut record = Record::connection(&conn);
+    let mut near = Stream::Tcp(io);
+    match dial(&conn, policy, sni, &mut record).await {
+        Ok(mut far) => {
+            let watch = conn.metrics.tcp(&conn);
+            let moved = tcp::relay(&mut near, &mut far, first.freeze(), Bytes::new(), &*watch).await;
+            record.closed(moved);
+        }
+        Err(error) => {
+            record.failed(&error);
+            near.tcp().inspect(|socket| net::reset_on_close(socket));
+        }
+    }
+}
+
+/// The client is silent: dial, and let whoever speaks first decide.
+async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
+    let mut record = Record::connection(&conn);
+    let Ok(choice) = policy.tcp.choose(None, &conn.target.to_string()).map(|(backend, _)| backend.balancer.clone())
+    else {
+        // Only HTTP has routes here: wait for the client.
+        record.forget();
+        return patient(conn, policy, io, BytesMut::new()).await;
+    };
+    let far = dial_balancer(&conn, &choice, &mut record).await;
+    let mut far = match far {
+        Ok(far) => far,
+        Err(error) => {
+            record.failed(&error);
+            return net::reset_on_close(&io);
+        }
+    };
+    let mut greeting = BytesMut::with_capacity(2048);
+    let mut first = BytesMut::new();
+    tokio::select! {
+        biased;
+        ready = io.readable() => {
+            if ready.is_err() {
+                return;
+            }
+            // The client was only slow. Nothing was sent to the endpoint: start over with what it says.
+            drop(far);
+            record.forget();
+            return patient(conn, policy, io, first).await;
+        }
+        read = far.read_buf(&mut greeting) => {
+            if matches!(read, Ok(count) if count > 0) {
+                conn.shard.learn_speaks_first(conn.target);
+            }
+        }
+    }
+    let watch = conn.metrics.tcp(&conn);
+    let mut near = Stream::Tcp(io);
+    let moved = tcp::relay(&mut near, &mut far, first.split().freeze(), greeting.freeze(), &*watch).await;
+    record.closed(moved);
+}
+
+/// A client that speaks first after all, late.
+async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) {
+    let protocol = loop {
+        if let Some(protocol) = detect(&first) {
+            break protocol;
+        }
+        let read = async {
+            io.readable().await?;
+            first.reserve(2048);
+            io.read_buf(&mut first).await
+        };
+        let idle = first.is_empty();
+        let read = if idle { Ok(read.await) } else { timeout(conn.shard.config.detect_patience, read).await };
+        match read {
+            Ok(Ok(0) | Err(_)) if first.is_empty() => return,
+            Ok(Ok(0) | Err(_)) | Err(_) => break Protocol::Opaque,
+            Ok(Ok(_)) if first.len() >= DETECT_BYTES => break detect(&first).unwrap_or(Protocol::Opaque),
+            Ok(Ok(_)) => {}
+        }
+    };
+    match protocol {
+        Protocol::Http1 => serve::http1(conn, Stream::Tcp(io), first.freeze()).await,
+        Protocol::Http2 => serve::http2(conn, Stream::Tcp(io), first.freeze()).await,
+        Protocol::Tls(hello) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
+        Protocol::Opaque => opaque(conn, policy, io, first, None).await,
+    }
+}
+
+/// A connection to an endpoint for bytes.
+async fn dial(conn: &Connection, policy: &Policy, sni: Option<&str>, record: &mut Record<'_>) -> Result<Stream, Error> {
+    let (backend, _) = policy.tcp.choose(sni, &conn.target.to_string())?;
+    dial_balancer(conn, &backend.balancer.clone(), record).await
+}
+
+/// Tries endpoints until one accepts: a connection that sent nothing yet can go anywhere.
+async fn dial_balancer(
+    conn: &Connection,
+    balancer: &Rc<crate::balance::Balancer>,
+    record: &mut Record<'_>,
+) -> Result<Stream, Error> {
+    let mut tried = Vec::new();
+    loop {
+        let pick = balancer.ready(&tried).await?;
+        record.connecting(conn, balancer, &pick);
+        match pick.pool.bytes().await {
+            Ok(far) => {
+                let now = tokio::time::Instant::now();
+                pick.connected();
+                pick.observe(true, None, now);
+                balancer.alive();
+                record.connected(pick);
+                return Ok(far);
+            }
+            Err(error @ Error::NoIdentity) => return Err(error),
+            Err(error) => {
+                let now = tokio::time::Instant::now();
+                pick.refused(now);
+                pick.judge(false, now);
+                tried.push(pick.info.addr);
+                if tried.len() >= balancer.len() {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Discovery failed: an HTTP client is told why, any other connection ends.
+async fn explain(
+    shard: Rc<Shard>,
+    destination: Rc<Destination>,
+    mut io: TcpStream,
+    client: SocketAddr,
+    target: SocketAddr,
+    error: Error,
+) {
+    let mut first = BytesMut::with_capacity(2048);
+    let patience = shard.config.detect_patience;
+    let read = timeout(patience, io.read_buf(&mut first)).await;
+    let protocol = if matches!(read, Ok(Ok(_))) { detect(&first) } else { None };
+    let conn = Connection {
+        metrics: ConnectionMetrics::outbound(&shard, &destination),
+        peer: Peer { ip: client.ip(), tls: PeerTls::None },
+        client,
+        target,
+        side: Side::Outbound(destination),
+        shard,
+    };
+    match protocol {
+        // Each request asks again, so that the connection recovers with the control plane.
+        Some(Protocol::Http1) => serve::http1(conn, Stream::Tcp(io), first.freeze()).await,
+        Some(Protocol::Http2) => serve::http2(conn, Stream::Tcp(io), first.freeze()).await,
+        _ => {
+            Record::connection(&conn).failed(&error);
+            net::reset_on_close(&io);
+        }
+    }
+}
+
+/// Nothing can be done with this connection.
+pub fn refuse(shard: &Shard, io: &TcpStream, error: &Error) {
+    shard.metrics.tcp_error("outbound", error.reason());
+    tracing::warn!(reason = error.reason(), "connection refused: {error}");
+    net::reset_on_close(io);
+}

@@ -96,14 +96,14 @@ impl Admin {
 }
 
 /// Refuses whoever is not on this machine; for `more`'s own handlers as well.
-pub fn loopback_only(peer: SocketAddr) -> Result<(), Response> {
+pub fn loopback_only(peer: SocketAddr) -> Result<(), (StatusCode, &'static str)> {
     let local = match peer.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
     };
     match local {
         true => Ok(()),
-        false => Err((StatusCode::FORBIDDEN, "only from this machine (loopback)\n").into_response()),
+        false => Err((StatusCode::FORBIDDEN, "only from this machine (loopback)\n")),
     }
 }
 
@@ -129,28 +129,30 @@ async fn set_log_level(
     State(admin): State<Admin>,
     Extension(ConnectInfo(peer)): Extension<ConnectInfo<SocketAddr>>,
     level: String,
-) -> Result<Response, Response> {
-    loopback_only(peer)?;
+) -> Response {
+    if let Err(refusal) = loopback_only(peer) {
+        return refusal.into_response();
+    }
     match admin.log.set(&level) {
         Ok(()) => {
             tracing::info!(level = level.trim(), "log level changed");
-            Ok(StatusCode::NO_CONTENT.into_response())
+            StatusCode::NO_CONTENT.into_response()
         }
-        Err(error) => Err((StatusCode::BAD_REQUEST, format!("{error}\n")).into_response()),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     }
 }
 
 async fn shutdown(
     State(admin): State<Admin>,
     Extension(ConnectInfo(peer)): Extension<ConnectInfo<SocketAddr>>,
-) -> Result<Response, Response> {
+) -> Result<&'static str, (StatusCode, &'static str)> {
     loopback_only(peer)?;
     if !admin.shutdown {
-        return Err((StatusCode::NOT_FOUND, "shutdown over HTTP is not enabled\n").into_response());
+        return Err((StatusCode::NOT_FOUND, "shutdown over HTTP is not enabled\n"));
     }
     tracing::info!("stopping, as asked over HTTP");
     admin.stop.stop();
-    Ok("stopping\n".into_response())
+    Ok("stopping\n")
 }
 
 /// Probes, a scraper or two, a person.

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use http::Uri;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
@@ -232,7 +233,7 @@ async fn dial(address: &str) -> io::Result<TcpStream> {
         .map_err(failed)?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for resolved in resolved.take(MAX_ADDRESSES) {
-        match tokio::time::timeout(defaults::OUTBOUND_CONNECT_TIMEOUT, TcpStream::connect(resolved)).await {
+        match tokio::time::timeout(defaults::OUTBOUND_CONNECT_TIMEOUT, dial_address(resolved)).await {
             Ok(Ok(io)) => {
                 listen::set_options(&io);
                 return Ok(io);
@@ -243,6 +244,26 @@ async fn dial(address: &str) -> io::Result<TcpStream> {
     }
     Err(failed(last))
 }
+
+async fn dial_address(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let mark = SOCKET_MARK.load(Relaxed);
+    if mark != 0 {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.connect(address).await
+}
+
+/// Marks every socket that [`Connector`]s of this process make from now on (0: none, the default), so that a proxy's
+/// own connections are exempt from the redirection that it set up. Needs the privilege for `SO_MARK`.
+pub fn mark_sockets(mark: u32) {
+    SOCKET_MARK.store(mark, Relaxed);
+}
+
+static SOCKET_MARK: AtomicU32 = AtomicU32::new(0);
 
 /// A connection that was made.
 pub enum Io {

@@ -269,8 +269,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = within(tokio_rustls::TlsAcceptor::from(config).accept(io)).await?;
-    let session = stream.get_ref().1;
-    check_resumed(session.handshake_kind(), session.peer_certificates())?;
+    check_resumed(stream.get_ref().1)?;
     Ok(stream)
 }
 
@@ -286,8 +285,7 @@ where
 {
     let name = server_name(name).map_err(io::Error::other)?;
     let stream = within(tokio_rustls::TlsConnector::from(config).connect(name, io)).await?;
-    let session = stream.get_ref().1;
-    check_resumed(session.handshake_kind(), session.peer_certificates())?;
+    check_resumed(stream.get_ref().1)?;
     Ok(stream)
 }
 
@@ -379,11 +377,15 @@ async fn within<T>(handshake: impl Future<Output = io::Result<T>>) -> io::Result
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out"))?
 }
 
-fn check_resumed(kind: Option<HandshakeKind>, peer: Option<&[CertificateDer<'static>]>) -> io::Result<()> {
-    if kind != Some(HandshakeKind::Resumed) {
-        return Ok(());
+/// For who does the handshake without [`accept`] or [`connect`]: fails when the session was resumed and the peer's
+/// certificate has ended since it was verified. Costs nothing after a full handshake.
+pub fn check_resumed(session: &rustls::CommonState) -> io::Result<()> {
+    match session.handshake_kind() {
+        Some(HandshakeKind::Resumed) => {
+            check_expiry(session.peer_certificates().unwrap_or_default(), SystemTime::now())
+        }
+        _ => Ok(()),
     }
-    check_expiry(peer.unwrap_or_default(), SystemTime::now())
 }
 
 fn check_expiry(chain: &[CertificateDer<'_>], now: SystemTime) -> io::Result<()> {
@@ -423,4 +425,4 @@ const CLIENT_SESSIONS: usize = 256;
 const SERVER_SESSIONS: usize = 512;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -54,6 +54,7 @@ impl Span {
 struct Field {
     name: Span,
     value: Span,
+    sensitive: bool,
 }
 
 /// Header fields in order of arrival. Names are lower case; a name may occur several times.
@@ -113,7 +114,14 @@ impl Headers {
         let name = self.push(name.as_ref());
         self.bytes[name.range()].make_ascii_lowercase();
         let value = self.push(value.as_ref());
-        self.fields.push(Field { name, value });
+        self.fields.push(Field { name, value, sensitive: false });
+    }
+
+    /// Marks the last field as one that no hop may keep in a compression table (RFC 7541 section 6.2.3).
+    pub fn mark_sensitive(&mut self) {
+        if let Some(field) = self.fields.last_mut() {
+            field.sensitive = true;
+        }
     }
 
     /// Replaces all fields of that name by one.
@@ -162,6 +170,11 @@ impl Headers {
         let before = self.fields.len();
         self.fields.retain(|f| keep(&bytes[f.name.range()], &bytes[f.value.range()]));
         before - self.fields.len()
+    }
+
+    /// Name, value and sensitivity of every field, in order.
+    pub(crate) fn iter_marked(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+        self.fields.iter().map(|f| (self.at(f.name), self.at(f.value), f.sensitive))
     }
 
     /// Name and value of every field, in order.

@@ -1,1 +1,359 @@
-//! Stub: request.
+//! The story of a request, from its head to the last byte of its answer. Start at [`handle`].
+//!
+//! **Invariant:** every request gets exactly one answer, the endpoint's or our own that says why not, and exactly one
+//! [`Record`]; a response that was cut short is never passed off as complete.
+
+pub mod body;
+pub mod ends;
+pub mod exchange;
+pub mod headers;
+pub mod respond;
+pub mod retry;
+pub mod routes;
+pub mod serve;
+
+use crate::balance::{Balancer, Pick, pool};
+use crate::error::Error;
+use crate::net::Stream;
+use crate::policy::authorize::{self, Peer};
+use crate::policy::filter::{self, Answer};
+use crate::record::Record;
+use crate::shard::{Destination, Port, Shard};
+use body::Body;
+use ends::{Downstream, Upstream};
+use gossamer_api::endpoint::ProtocolHint;
+use gossamer_api::keys;
+use gossamer_engine::h1::{self, Length};
+use gossamer_engine::message::Method;
+use gossamer_engine::{RequestHead, ResponseHead, Version};
+use retry::{Decider, Outcome};
+use routes::Rule;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use tokio::time::{Instant, sleep};
+
+/// A connection on which requests come.
+pub struct Connection {
+    /// Its data thread.
+    pub shard: Rc<Shard>,
+    /// The client.
+    pub peer: Peer,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Where the client wanted to go.
+    pub target: SocketAddr,
+    /// Which way.
+    pub side: Side,
+    /// Metric handles of this connection.
+    pub metrics: crate::record::ConnectionMetrics,
+}
+
+/// Which way requests go.
+pub enum Side {
+    /// From our workload.
+    Outbound(Rc<Destination>),
+    /// To it: the port's policy, and the workload itself.
+    Inbound(Rc<Port>, Rc<Balancer>),
+}
+
+/// What becomes of the client's connection after an answer.
+pub enum After {
+    /// Whatever the protocol says.
+    Ready,
+    /// The answer was cut short: the client must see that.
+    Abort,
+    /// No HTTP any more: bytes, to this connection.
+    Tunnel(Box<h1::Client<Stream>>),
+}
+
+/// Answers a request: with the service's response, or with our own that says why not.
+///
+/// Dropping the future cancels the request at the endpoint and is recorded.
+pub async fn handle(conn: &Connection, head: &mut RequestHead, down: &mut Downstream<'_>) -> After {
+    let mut record = Record::request(conn, head);
+    match forward(conn, head, down, &mut record).await {
+        Ok(after) => after,
+        Err(error) => {
+            record.failed(&error);
+            let version = if record.was_upgraded { Version::Http2 } else { head.version };
+            respond::send(&error, version, head.is_grpc(), head.method == Method::HEAD, down);
+            After::Ready
+        }
+    }
+}
+
+async fn forward(
+    conn: &Connection,
+    head: &mut RequestHead,
+    down: &mut Downstream<'_>,
+    record: &mut Record<'_>,
+) -> Result<After, Error> {
+    let upgrade = headers::upgrade(&head.headers);
+    let rule = admit(conn, head, record).await?;
+    if let Some(protocol) = &upgrade {
+        head.headers.append("connection", "upgrade");
+        head.headers.append("upgrade", protocol);
+    }
+    let decider = Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
+    let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
+    let length = down.length(head);
+    let mut body = Body::new(decider.max_body(), length == Length::Empty);
+    let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, timeout));
+    let mut response = ResponseHead::default();
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    rule.budget.deposit(record.start);
+
+    let mut retries = 0;
+    let (pick, mut up) = loop {
+        let attempt = attempt(conn, &rule, head, &mut body, length, tunnel, &tried, &mut response, down, record);
+        let attempt = exchange::within(rule.retry.as_ref().and_then(|retry| retry.timeout), "attempt", attempt);
+        let outcome = exchange::before(deadline, "request", attempt).await;
+        let wanted = match &outcome {
+            Ok(_) => decider.wants(&Outcome::Response {
+                status: response.status,
+                grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
+            }),
+            Err(Failed { error, .. }) => decider.wants(&Outcome::Error(error)),
+        };
+        let free = matches!(&outcome, Err(failed) if failed.connecting);
+        if !wanted || tunnel || !body.can_rewind() || !(free || retries < decider.limit()) {
+            break outcome.map_err(|failed| failed.error)?;
+        }
+        if !free {
+            if !rule.budget.withdraw(Instant::now()) {
+                record.retry_refused();
+                break outcome.map_err(|failed| failed.error)?;
+            }
+            retries += 1;
+            record.retried();
+        }
+        match outcome {
+            Ok((pick, _)) => tried.push(pick.info.addr),
+            Err(Failed { endpoint: Some(addr), .. }) => tried.push(addr),
+            Err(_) => {}
+        }
+        let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
+        if !wait.is_zero() {
+            exchange::before(deadline, "request", async {
+                sleep(wait).await;
+                Ok::<(), Failed>(())
+            })
+            .await
+            .map_err(|failed| failed.error)?;
+        }
+        body.rewind();
+    };
+
+    body.commit();
+    if headers::response(&mut response) {
+        pick.pool.close();
+    }
+    respond_with(conn, &rule, head, &mut response, &up, down, record)?;
+    let switched = response.status == 101 || (head.method == Method::CONNECT && (200..300).contains(&response.status));
+    if switched && let Downstream::H1(server) = down {
+        server.flush().await.map_err(Error::of_client)?;
+        return Ok(match up {
+            Upstream::H1(client, _) => After::Tunnel(client),
+            Upstream::H2(_) => After::Abort,
+        });
+    }
+    let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
+    let complete = streamed.is_ok();
+    record.finish(&pick, streamed, body.bytes);
+    if let Upstream::H1(client, _) = up
+        && complete
+    {
+        pick.pool.give_back(*client);
+    }
+    Ok(if complete { After::Ready } else { After::Abort })
+}
+
+/// Finds the rule for a request, checks that the client may, and applies the rule's filters.
+async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_>) -> Result<Rc<Rule>, Error> {
+    let (rule, found) = match &conn.side {
+        Side::Outbound(destination) => {
+            let policy = match destination.current() {
+                Some(policy) => policy,
+                None => destination.policy().await?,
+            };
+            headers::outbound(head);
+            let routes = if head.version == Version::Http2 { &policy.http2 } else { &policy.http1 };
+            let (rule, found) = routes.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
+            (rule.clone(), found)
+        }
+        Side::Inbound(port, _) => {
+            let policy = match port.current() {
+                Some(policy) => policy,
+                None => port.policy().await?,
+            };
+            record.was_upgraded = headers::inbound(head, conn.peer.identity());
+            let (rule, found) = policy.http.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
+            let Some(by) = authorize::authorize(&rule.authorizations, &conn.peer) else {
+                record.denied(&policy, rule);
+                return Err(Error::Denied { client: conn.peer.to_string(), server: policy.meta.to_string() });
+            };
+            record.allowed(&policy, rule, &rule.authorizations[by]);
+            if let Some(limit) = &policy.limit
+                && !limit.admit(conn.peer.identity(), Instant::now())
+            {
+                return Err(Error::RateLimited(policy.meta.to_string()));
+            }
+            (rule.clone(), found)
+        }
+    };
+    record.matched(&rule);
+    apply(&rule.filters, head, &found)?;
+    record.admitted(head);
+    Ok(rule)
+}
+
+fn apply(filters: &[gossamer_api::policy::Filter], head: &mut RequestHead, found: &crate::policy::route::Found) -> Result<(), Error> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    filter::apply_request(filters, head, found, &mut |denominator| fastrand::u32(..denominator.max(1))).map_err(
+        |answer| match answer {
+            Answer::Redirect { status, location } => Error::Redirect { status, location },
+            Answer::Fail { status, message } => Error::Injected { status, message },
+        },
+    )
+}
+
+/// Why an attempt failed.
+pub struct Failed {
+    error: Error,
+    /// Where it was tried.
+    endpoint: Option<SocketAddr>,
+    /// No request was sent: trying elsewhere costs no budget, and stops when the balancer has nobody left.
+    connecting: bool,
+}
+
+/// One attempt: choose, connect, send, and wait for the response's head.
+#[allow(clippy::too_many_arguments)]
+async fn attempt(
+    conn: &Connection,
+    rule: &Rc<Rule>,
+    head: &mut RequestHead,
+    body: &mut Body,
+    length: Length,
+    tunnel: bool,
+    tried: &[SocketAddr],
+    response: &mut ResponseHead,
+    down: &mut Downstream<'_>,
+    record: &mut Record<'_>,
+) -> Result<(Pick, Upstream), Failed> {
+    let early = |error| Failed { error, endpoint: None, connecting: false };
+    let mut filtered = None;
+    let balancer = match &conn.side {
+        Side::Inbound(_, local) => local,
+        Side::Outbound(_) => {
+            let backend = rule.backends.choose(&rule.meta).map_err(early)?;
+            if !backend.filters.is_empty() {
+                let mut copy = head.clone();
+                let whole = crate::policy::route::Found { route: 0, rule: 0, prefix_len: None };
+                apply(&backend.filters, &mut copy, &whole).map_err(early)?;
+                filtered = Some(copy);
+            }
+            &backend.balancer
+        }
+    };
+    let head = filtered.as_mut().unwrap_or(head);
+    let pick = match balancer.pick(Instant::now(), tried) {
+        Some(pick) => pick,
+        None => balancer.ready(tried).await.map_err(early)?,
+    };
+    require_identity(head, &pick).map_err(early)?;
+    record.attempt(conn, balancer, &pick);
+    let fail = |error: Error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
+    let mut up = match open(&pick, head, length, tunnel).await {
+        Ok(up) => {
+            pick.connected();
+            balancer.alive();
+            up
+        }
+        Err(error) => {
+            let connecting = matches!(error, Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..));
+            if connecting {
+                pick.refused(Instant::now());
+            }
+            pick.judge(false, Instant::now());
+            return Err(fail(error, connecting));
+        }
+    };
+    match exchange::head(down, &mut up, body, response).await {
+        Ok(()) => {
+            let now = Instant::now();
+            pick.observe(response.status < 500, exchange::retry_after(response), now);
+            Ok((pick, up))
+        }
+        Err(body::Side::Client(error)) => Err(early(Error::of_client(error))),
+        Err(body::Side::Endpoint(error)) => {
+            pick.judge(false, Instant::now());
+            let error = match error {
+                // An idle connection that closed as we used it: nothing was processed, if the method allows to say so.
+                gossamer_engine::Error::ClosedBeforeResponse if !up.is_reused() => {
+                    gossamer_engine::Error::Io(std::io::ErrorKind::UnexpectedEof)
+                }
+                error => error,
+            };
+            Err(fail(Error::Upstream(pick.info.addr, error), false))
+        }
+    }
+}
+
+/// A client may insist on who serves it (`l5d-require-id`).
+fn require_identity(head: &RequestHead, pick: &Pick) -> Result<(), Error> {
+    match head.headers.get_str(keys::HEADER_REQUIRE_ID) {
+        Some(required) if pick.info.tls.as_ref().is_none_or(|tls| tls.identity.as_str() != required) => {
+            Err(Error::RequiredIdentity(required.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sends the request's head to an endpoint, on the connection that suits both.
+async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool) -> Result<Upstream, Error> {
+    let addr = pick.info.addr;
+    let upgrade = match headers::original_version(head) {
+        // HTTP/1 travels inside HTTP/2 to a proxy that takes it: many requests, one connection.
+        Some(version) if pick.info.hint == ProtocolHint::Http2 && pick.info.tls.is_some() && !tunnel => Some(version),
+        Some(_) => {
+            let (mut client, reused) = pick.pool.http1().await?;
+            client.send_request(head, length);
+            if length == Length::Empty {
+                client.send_end(None);
+            }
+            return Ok(Upstream::H1(Box::new(client), reused));
+        }
+        None => None,
+    };
+    let client = pick.pool.http2().await?;
+    if let Some(version) = upgrade {
+        head.headers.set(keys::HEADER_ORIG_PROTO, version);
+    }
+    let opened = pool::open(&client, head, length == Length::Empty).await;
+    if upgrade.is_some() {
+        head.headers.remove(keys::HEADER_ORIG_PROTO);
+    }
+    opened.map(Upstream::H2).map_err(|error| Error::Upstream(addr, error))
+}
+
+/// Sends the response's head to the client.
+fn respond_with(
+    conn: &Connection,
+    rule: &Rc<Rule>,
+    head: &RequestHead,
+    response: &mut ResponseHead,
+    up: &Upstream,
+    down: &mut Downstream<'_>,
+    record: &mut Record<'_>,
+) -> Result<(), Error> {
+    if !rule.filters.is_empty() {
+        filter::apply_response(&rule.filters, response);
+    }
+    if record.was_upgraded {
+        response.headers.append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
+    }
+    record.responded(conn, response);
+    down.send_response(response, up.length(response)).map_err(Error::of_client)
+}

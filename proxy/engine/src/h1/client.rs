@@ -293,3 +293,6 @@ impl<S: Io> Client<S> {
         self.conn.into_parts()
     }
 }
+
+#[cfg(test)]
+mod tests;

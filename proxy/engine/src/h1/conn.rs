@@ -185,6 +185,12 @@ impl<S: Io> Conn<S> {
         self.output.poll_flush(&mut self.io, cx)
     }
 
+    /// The bytes of buffers that are held.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.input.bytes.capacity() + self.output.held()
+    }
+
     /// Reads and drops up to `most` bytes, until the peer closes.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<()> {
         let mut dropped = 0;

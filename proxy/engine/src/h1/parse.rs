@@ -385,3 +385,6 @@ fn facts(seen: &Seen<'_>, version: Version) -> Result<Facts, Error> {
         expects_continue: seen.expects_continue && version == Version::Http11,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -370,3 +370,6 @@ impl<S: Io> Server<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

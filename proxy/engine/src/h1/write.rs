@@ -37,6 +37,16 @@ impl Writer {
         self.flat.len() - self.at + self.chunk_bytes
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.flat.capacity()
+    }
+
+    #[cfg(test)]
+    pub(super) fn gathered(&self) -> usize {
+        self.flat.len()
+    }
+
     /// True when everything has left.
     pub(super) fn is_flushed(&self) -> bool {
         !self.unflushed && self.len() == 0
@@ -67,7 +77,6 @@ impl Writer {
 
     /// Forgets what is unsent: the stream is broken.
     pub(super) fn clear(&mut self) {
-        buffer::give_write(std::mem::take(&mut self.flat));
         *self = Writer::default();
     }
 
@@ -150,6 +159,12 @@ impl Writer {
             self.flat.drain(..self.at);
             self.at = 0;
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        buffer::give_write(std::mem::take(&mut self.flat));
     }
 }
 

@@ -1,0 +1,723 @@
+//! One connection's state, without I/O: what may be sent, what waits, who is to be woken.
+//!
+//! Senders write frames into the out-buffer from wherever they are and wake the driver, which writes everything that
+//! has come together by its turn. Invariant: `open` is the number of ids in `slots`, and a slot is freed exactly when
+//! it is neither held nor open.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::frame::{self, DEFAULT_WINDOW, HEAD, MAX_31, MIN_MAX_FRAME, flag, kind, setting};
+use super::hpack::{Decoder, Encoder};
+use super::out::Out;
+use super::receive::Block;
+use super::slot::{Slots, register};
+use super::{Config, code, head};
+use crate::error::Error;
+use crate::message::{Headers, RequestHead, ResponseHead};
+
+/// Streams wait while the out-buffer holds this much: enough to fill a socket's buffer at once, and what a slow peer
+/// can make a connection hold.
+pub(super) const OUT_LIMIT: usize = 128 * 1024;
+/// Largest DATA frame sent: one TLS record's worth, so that streams take turns.
+const DATA_FRAME: usize = 16_384;
+/// Streams that a client opens before the server's SETTINGS are there.
+const STREAMS_BEFORE_SETTINGS: u32 = 100;
+/// Remembered ids of closed streams.
+const CLOSED: usize = 128;
+/// Cleared `Headers` kept for the next heads.
+const SPARE_HEADERS: usize = 8;
+/// The ping that tells when the first GOAWAY has arrived.
+pub(super) const GOAWAY_PING: [u8; 8] = *b"goodbye?";
+/// The ping of keep-alive.
+pub(super) const ALIVE_PING: [u8; 8] = *b"alive?\0\0";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+/// What the peer's SETTINGS say.
+pub(super) struct PeerSettings {
+    pub(super) seen: bool,
+    pub(super) initial_window: u32,
+    pub(super) max_frame: u32,
+    pub(super) max_streams: u32,
+    pub(super) connect_protocol: bool,
+}
+
+/// An error that ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fatal {
+    pub(super) code: u32,
+    pub(super) why: &'static str,
+}
+
+pub(super) struct Connection {
+    pub(super) role: Role,
+    pub(super) config: Config,
+    pub(super) out: Out,
+    pub(super) encoder: Encoder,
+    pub(super) decoder: Decoder,
+    pub(super) slots: Slots,
+    /// Streams that are open in the protocol's sense. Only clients open streams; nothing is ever pushed.
+    pub(super) open: usize,
+    /// The id a client uses next.
+    pub(super) next_id: u32,
+    /// The highest id that the peer has opened.
+    pub(super) last_peer_id: u32,
+    /// Lately closed ids, and whether we reset them; the highest id that is not remembered any more.
+    pub(super) closed_ids: VecDeque<(u32, bool)>,
+    pub(super) forgotten_id: u32,
+    pub(super) peer: PeerSettings,
+    pub(super) settings_acked: bool,
+
+    pub(super) send_window: i64,
+    pub(super) recv_window: i64,
+    /// Received and disposed of, not announced yet.
+    unannounced: u32,
+    /// Slots that wait for the connection's window or buffer, each once.
+    ready: VecDeque<u32>,
+
+    pub(super) accept: VecDeque<(u32, RequestHead)>,
+    pub(super) accept_waker: Option<Waker>,
+    open_waiters: Vec<Waker>,
+    spare_headers: Vec<Headers>,
+
+    /// Bytes of the client's preface that are still to come.
+    pub(super) preface_left: usize,
+    /// A header block that continues.
+    pub(super) block: Option<Block>,
+
+    /// No new streams; end when the open ones are done.
+    pub(super) draining: bool,
+    /// The server waits for the answer to `GOAWAY_PING`.
+    pub(super) goaway_ping: bool,
+    /// The last id we promised to process.
+    pub(super) goaway_sent: Option<u32>,
+    /// Last id and code of the peer's GOAWAY.
+    pub(super) goaway_received: Option<(u32, u32)>,
+    /// Nothing works any more.
+    pub(super) dead: Option<Error>,
+    /// Handles that may open streams (client) or accept them (server).
+    pub(super) owners: usize,
+
+    pub(super) abuse: Abuse,
+    /// Tasks were woken since the driver last looked.
+    pub(super) woke: bool,
+    driver: Option<Waker>,
+    notified: bool,
+}
+
+/// Counts what a peer does to no use, within the current second.
+#[derive(Default)]
+pub(super) struct Abuse {
+    pub(super) resets: u32,
+    pub(super) useless: u32,
+    /// Answers queued since the out-buffer was last empty.
+    pub(super) answers: u32,
+}
+
+impl Connection {
+    pub(super) fn new(role: Role, config: Config) -> Self {
+        let config = config.checked();
+        let mut connection = Connection {
+            role,
+            out: Out::default(),
+            encoder: Encoder::new(),
+            decoder: Decoder::new(),
+            slots: Slots::default(),
+            open: 0,
+            next_id: 1,
+            last_peer_id: 0,
+            closed_ids: VecDeque::new(),
+            forgotten_id: 0,
+            peer: PeerSettings {
+                seen: false,
+                initial_window: DEFAULT_WINDOW,
+                max_frame: MIN_MAX_FRAME,
+                max_streams: STREAMS_BEFORE_SETTINGS,
+                connect_protocol: false,
+            },
+            settings_acked: false,
+            send_window: i64::from(DEFAULT_WINDOW),
+            recv_window: i64::from(DEFAULT_WINDOW),
+            unannounced: 0,
+            ready: VecDeque::new(),
+            accept: VecDeque::new(),
+            accept_waker: None,
+            open_waiters: Vec::new(),
+            spare_headers: Vec::new(),
+            preface_left: if role == Role::Server { frame::PREFACE.len() } else { 0 },
+            block: None,
+            draining: false,
+            goaway_ping: false,
+            goaway_sent: None,
+            goaway_received: None,
+            dead: None,
+            owners: 1,
+            abuse: Abuse::default(),
+            woke: false,
+            driver: None,
+            notified: false,
+            config,
+        };
+        connection.greet();
+        connection
+    }
+
+    /// Writes what both sides say first.
+    fn greet(&mut self) {
+        let config = &self.config;
+        let mut settings = vec![
+            (setting::INITIAL_WINDOW_SIZE, config.stream_window),
+            (setting::MAX_FRAME_SIZE, config.max_frame_size),
+            (setting::MAX_HEADER_LIST_SIZE, config.max_header_list),
+        ];
+        match self.role {
+            Role::Client => {
+                self.out.small().extend_from_slice(frame::PREFACE);
+                settings.push((setting::ENABLE_PUSH, 0));
+            }
+            Role::Server => {
+                settings.push((setting::MAX_CONCURRENT_STREAMS, config.max_concurrent_streams));
+                if config.enable_connect_protocol {
+                    settings.push((setting::ENABLE_CONNECT_PROTOCOL, 1));
+                }
+            }
+        }
+        frame::write_settings(&mut self.out, &settings);
+        let more = config.connection_window - DEFAULT_WINDOW;
+        if more > 0 {
+            frame::write_window_update(&mut self.out, 0, more);
+            self.recv_window += i64::from(more);
+        }
+    }
+
+    // ---- The driver's side.
+
+    /// Called at the start of the driver's turn.
+    pub(super) fn begin_turn(&mut self, waker: &Waker) {
+        self.notified = false;
+        register(&mut self.driver, waker);
+    }
+
+    /// Lets the driver have a turn.
+    pub(super) fn notify(&mut self) {
+        if !self.notified {
+            self.notified = true;
+            if let Some(driver) = &self.driver {
+                driver.wake_by_ref();
+            }
+        }
+    }
+
+    /// Moves queued data into the out-buffer as far as window and buffer allow, one frame of each stream at a time.
+    /// True when it has to be called again although nothing may happen until then: those who were woken to send may
+    /// choose not to.
+    pub(super) fn pump(&mut self) -> bool {
+        // What woken streams are expected to send, so that no more are woken than can send.
+        let mut promised = 0;
+        while self.out.len() + promised < OUT_LIMIT && self.send_window > promised as i64 {
+            let Some(key) = self.ready.pop_front() else { return false };
+            let slot = &mut self.slots[key];
+            slot.queued = false;
+            if slot.pending.is_empty() {
+                promised += DATA_FRAME.min(slot.send_window.max(0) as usize);
+                slot.granted = true;
+                self.woke |= slot.wake_send();
+                continue;
+            }
+            self.send_pending(key);
+            let slot = &self.slots[key];
+            if !slot.pending.is_empty() && slot.send_window > 0 {
+                self.enqueue(key);
+            }
+        }
+        promised > 0 && !self.ready.is_empty()
+    }
+
+    fn enqueue(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        if !slot.queued {
+            slot.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// True when there is no more to do, ever.
+    pub(super) fn finished(&self) -> bool {
+        let going = self.draining || self.goaway_received.is_some() && self.role == Role::Client;
+        going && !self.goaway_ping && self.open == 0 && self.accept.is_empty()
+    }
+
+    /// Ends everything: `error` goes to all streams that are not over.
+    pub(super) fn die(&mut self, error: Error) {
+        if self.dead.is_some() {
+            return;
+        }
+        self.dead = Some(error.clone());
+        for key in self.slots.open() {
+            self.close(key, Some(error.clone()));
+        }
+        self.ready.clear();
+        self.accept_waker.take().map(Waker::wake);
+        self.wake_openers();
+    }
+
+    /// The error for streams when the transport ends.
+    pub(super) fn end_of_transport(&self, error: Error) -> Error {
+        match self.goaway_received {
+            Some((_, code)) if code != code::NO_ERROR => Error::GoAway(code),
+            _ => error,
+        }
+    }
+
+    // ---- Streams open and close.
+
+    pub(super) fn usable(&self) -> bool {
+        self.dead.is_none() && !self.draining && self.goaway_received.is_none() && self.next_id <= MAX_31
+    }
+
+    pub(super) fn has_capacity(&self) -> bool {
+        self.usable() && self.open < self.peer.max_streams as usize
+    }
+
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.has_capacity() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.usable() {
+            return Poll::Ready(Err(self.dead.clone().unwrap_or(Error::Refused)));
+        }
+        if !self.open_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.open_waiters.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// All of them: one that was dropped meanwhile must not swallow another's turn.
+    pub(super) fn wake_openers(&mut self) {
+        for waker in self.open_waiters.drain(..) {
+            self.woke = true;
+            waker.wake();
+        }
+    }
+
+    /// A client opens a stream.
+    pub(super) fn open(&mut self, request: &RequestHead, end_stream: bool) -> Result<(u32, u32), Error> {
+        if !self.has_capacity() {
+            return Err(Error::Refused);
+        }
+        let id = self.next_id;
+        self.next_id += 2;
+        let key = self.slots.insert(id);
+        self.open += 1;
+        let slot = &mut self.slots[key];
+        slot.recv_window = i64::from(self.config.stream_window);
+        slot.send_window = i64::from(self.peer.initial_window);
+        slot.no_content = request.method == http::Method::HEAD;
+        let max_frame = self.peer.max_frame as usize;
+        frame::write_headers(&mut self.out, &mut self.encoder, id, end_stream, max_frame, |encoder, out| {
+            head::write_request(encoder, request, out);
+        });
+        if end_stream {
+            slot.send_done = true;
+            slot.local_end = true;
+        }
+        self.notify();
+        Ok((key, id))
+    }
+
+    /// Both sides have ended, or may have.
+    pub(super) fn settle(&mut self, key: u32) {
+        let slot = &self.slots[key];
+        if slot.open && slot.remote_end && slot.local_end {
+            self.close(key, None);
+        } else if slot.open && slot.local_end && slot.abandon {
+            self.reset(key, code::NO_ERROR, Error::Cancelled);
+        }
+    }
+
+    /// The stream is over in the protocol's sense.
+    pub(super) fn close(&mut self, key: u32, error: Option<Error>) {
+        let slot = &mut self.slots[key];
+        if !slot.open {
+            return;
+        }
+        slot.open = false;
+        self.open -= 1;
+        let id = slot.id;
+        self.slots.forget_id(id);
+        let by_us = matches!(error, Some(Error::Cancelled | Error::Malformed(_) | Error::HeadTooLarge));
+        self.remember_closed(id, by_us);
+        let slot = &mut self.slots[key];
+        slot.pending = Bytes::new();
+        slot.pending_trailers = None;
+        if error.is_some() {
+            slot.error = error;
+            self.woke |= slot.wake_all();
+        }
+        if !slot.held {
+            self.free(key);
+        }
+        self.wake_openers();
+        if self.open == 0 && (self.draining || self.goaway_received.is_some()) {
+            self.notify();
+        }
+    }
+
+    pub(super) fn remember_closed(&mut self, id: u32, by_us: bool) {
+        if self.closed_ids.len() == CLOSED {
+            if let Some((id, _)) = self.closed_ids.pop_front() {
+                self.forgotten_id = self.forgotten_id.max(id);
+            }
+        }
+        self.closed_ids.push_back((id, by_us));
+    }
+
+    /// Resets a stream, telling the peer.
+    pub(super) fn reset(&mut self, key: u32, code: u32, error: Error) {
+        let slot = &self.slots[key];
+        if slot.open {
+            frame::write_reset(&mut self.out, slot.id, code);
+            self.close(key, Some(error));
+            self.notify();
+        }
+    }
+
+    fn free(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        let unread = slot.discard();
+        if slot.queued {
+            self.ready.retain(|&other| other != key);
+        }
+        self.slots.free(key);
+        self.credit(unread);
+    }
+
+    /// The stream's handle is gone.
+    pub(super) fn release(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        slot.held = false;
+        slot.recv_waker = None;
+        slot.send_waker = None;
+        slot.reset_waker = None;
+        if !slot.open {
+            return self.free(key);
+        }
+        let unread = slot.discard();
+        let done = slot.send_done && (slot.remote_end || self.role == Role::Server);
+        if !done {
+            self.reset(key, code::CANCEL, Error::Cancelled);
+        } else {
+            // What is pending is still sent.
+            slot.abandon = true;
+            self.settle(key);
+        }
+        self.credit(unread);
+    }
+
+    // ---- Receiving.
+
+    /// Gives the connection's window back for bytes that were disposed of.
+    pub(super) fn credit(&mut self, bytes: usize) {
+        self.unannounced += bytes as u32;
+        if self.unannounced >= self.config.connection_window / 2 && self.dead.is_none() {
+            frame::write_window_update(&mut self.out, 0, self.unannounced);
+            self.recv_window += i64::from(self.unannounced);
+            self.unannounced = 0;
+            self.notify();
+        }
+    }
+
+    pub(super) fn poll_data(&mut self, key: u32, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let slot = &mut self.slots[key];
+        if let Some(data) = slot.take_data() {
+            self.consumed(key, data.len());
+            self.credit(data.len());
+            return Poll::Ready(Some(Ok(data)));
+        }
+        if slot.remote_end {
+            return Poll::Ready(None);
+        }
+        if let Some(error) = &slot.error {
+            return Poll::Ready(Some(Err(error.clone())));
+        }
+        register(&mut slot.recv_waker, cx.waker());
+        Poll::Pending
+    }
+
+    /// Gives the stream's window back.
+    pub(super) fn consumed(&mut self, key: u32, bytes: usize) {
+        let slot = &mut self.slots[key];
+        slot.unannounced += bytes as u32;
+        if slot.open && !slot.remote_end && slot.unannounced >= self.config.stream_window / 2 {
+            frame::write_window_update(&mut self.out, slot.id, slot.unannounced);
+            slot.recv_window += i64::from(slot.unannounced);
+            slot.unannounced = 0;
+            self.notify();
+        }
+    }
+
+    pub(super) fn poll_response(
+        &mut self,
+        key: u32,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), Error>> {
+        let slot = &mut self.slots[key];
+        if let Some((status, headers)) = slot.heads.pop_front() {
+            head.status = status;
+            head.version = crate::message::Version::Http2;
+            let old = std::mem::replace(&mut head.headers, headers);
+            self.recycle(old);
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = &slot.error {
+            return Poll::Ready(Err(error.clone()));
+        }
+        if slot.head_received {
+            // Asked once too often.
+            return Poll::Ready(Err(Error::Cancelled));
+        }
+        register(&mut slot.recv_waker, cx.waker());
+        Poll::Pending
+    }
+
+    pub(super) fn spare_headers(&mut self) -> Headers {
+        self.spare_headers.pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of `Headers` that are not needed any more.
+    pub(super) fn recycle(&mut self, mut headers: Headers) {
+        if self.spare_headers.len() < SPARE_HEADERS && (1..4096).contains(&headers.byte_len()) {
+            headers.clear();
+            self.spare_headers.push(headers);
+        }
+    }
+
+    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(RequestHead, u32, u32)>> {
+        if let Some((key, head)) = self.accept.pop_front() {
+            return Poll::Ready(Some((head, key, self.slots[key].id)));
+        }
+        if self.dead.is_some() || (self.goaway_sent.is_some() && !self.goaway_ping) {
+            return Poll::Ready(None);
+        }
+        register(&mut self.accept_waker, cx.waker());
+        Poll::Pending
+    }
+
+    // ---- Sending.
+
+    /// Fails when the stream is over, or when the sender has said everything already.
+    fn check_send(&self, key: u32) -> Result<(), Error> {
+        let slot = &self.slots[key];
+        match &slot.error {
+            Some(error) => Err(error.clone()),
+            None if slot.send_done || !slot.open => Err(Error::Cancelled),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn send_response(&mut self, key: u32, head: &ResponseHead, end_stream: bool) -> Result<(), Error> {
+        self.check_send(key)?;
+        let slot = &mut self.slots[key];
+        if slot.head_sent || self.role == Role::Client {
+            return Err(Error::Cancelled);
+        }
+        let max_frame = self.peer.max_frame as usize;
+        frame::write_headers(&mut self.out, &mut self.encoder, slot.id, end_stream, max_frame, |encoder, out| {
+            head::write_response(encoder, head, out);
+        });
+        slot.head_sent = !head.is_informational();
+        if end_stream {
+            self.end(key);
+        }
+        self.notify();
+        Ok(())
+    }
+
+    /// END_STREAM is in the out-buffer.
+    fn end(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        slot.send_done = true;
+        slot.local_end = true;
+        self.settle(key);
+    }
+
+    pub(super) fn poll_capacity(&mut self, key: u32, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if let Err(error) = self.check_send(key) {
+            return Poll::Ready(Err(error));
+        }
+        let slot = &self.slots[key];
+        if slot.pending.is_empty() && slot.send_window > 0 {
+            if self.may_send(key) {
+                return Poll::Ready(Ok(()));
+            }
+            self.enqueue(key);
+            if self.send_window > 0 && self.out.len() < OUT_LIMIT {
+                self.notify();
+            }
+        }
+        register(&mut self.slots[key].send_waker, cx.waker());
+        Poll::Pending
+    }
+
+    /// True when the connection's window and buffer have room, and nobody waits who was here first.
+    fn may_send(&self, key: u32) -> bool {
+        let first = self.ready.is_empty() || self.slots[key].granted;
+        first && self.send_window > 0 && self.out.len() < OUT_LIMIT
+    }
+
+    pub(super) fn send_data(&mut self, key: u32, data: Bytes, end_stream: bool) -> Result<(), Error> {
+        self.check_send(key)?;
+        let now = self.may_send(key);
+        let slot = &mut self.slots[key];
+        slot.send_done = end_stream;
+        if slot.pending.is_empty() {
+            slot.pending = data;
+        } else {
+            slot.pending = [&slot.pending[..], &data].concat().into();
+        }
+        slot.granted = false;
+        if slot.pending.is_empty() {
+            if end_stream {
+                self.out.small().extend_from_slice(&frame::head(0, kind::DATA, flag::END_STREAM, slot.id));
+                self.end(key);
+            }
+        } else if slot.send_window > 0 {
+            if now && !slot.queued {
+                self.send_pending(key);
+            }
+            let slot = &self.slots[key];
+            if !slot.pending.is_empty() && slot.send_window > 0 {
+                self.enqueue(key);
+            }
+        }
+        self.notify();
+        Ok(())
+    }
+
+    pub(super) fn send_trailers(&mut self, key: u32, trailers: &Headers) -> Result<(), Error> {
+        self.check_send(key)?;
+        let slot = &mut self.slots[key];
+        slot.send_done = true;
+        if slot.pending.is_empty() {
+            self.write_trailers(key, trailers);
+        } else {
+            slot.pending_trailers = Some(trailers.clone());
+        }
+        self.notify();
+        Ok(())
+    }
+
+    fn write_trailers(&mut self, key: u32, trailers: &Headers) {
+        let max_frame = self.peer.max_frame as usize;
+        let id = self.slots[key].id;
+        if trailers.is_empty() {
+            self.out.small().extend_from_slice(&frame::head(0, kind::DATA, flag::END_STREAM, id));
+        } else {
+            frame::write_headers(&mut self.out, &mut self.encoder, id, true, max_frame, |encoder, out| {
+                head::write_fields(encoder, trailers, out);
+            });
+        }
+        self.end(key);
+    }
+
+    /// Writes one frame of what is pending, and what follows the last one.
+    fn send_pending(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        let window = slot.send_window.min(self.send_window).max(0) as usize;
+        let len = slot.pending.len().min(window).min(DATA_FRAME).min(self.peer.max_frame as usize);
+        if len == 0 {
+            return;
+        }
+        let chunk = slot.pending.split_to(len);
+        slot.send_window -= len as i64;
+        self.send_window -= len as i64;
+        let over = slot.pending.is_empty() && slot.send_done && slot.pending_trailers.is_none();
+        let flags = if over { flag::END_STREAM } else { 0 };
+        let written: [u8; HEAD] = frame::head(len, kind::DATA, flags, slot.id);
+        self.out.small().extend_from_slice(&written);
+        self.out.chunk(chunk);
+        if !slot.pending.is_empty() {
+            return;
+        }
+        slot.pending = Bytes::new();
+        self.woke |= slot.wake_send();
+        if over {
+            self.end(key);
+        } else if let Some(trailers) = slot.pending_trailers.take() {
+            self.write_trailers(key, &trailers);
+        }
+    }
+
+    /// The stream's window has grown.
+    pub(super) fn window_opened(&mut self, key: u32) {
+        let slot = &mut self.slots[key];
+        if slot.send_window <= 0 {
+            return;
+        }
+        if slot.pending.is_empty() {
+            self.woke |= slot.wake_send();
+        } else {
+            self.enqueue(key);
+            self.notify();
+        }
+    }
+
+    // ---- The end.
+
+    /// A client stops opening streams; a server lets the peer know and takes what is under way.
+    pub(super) fn shutdown(&mut self) {
+        if self.draining || self.dead.is_some() {
+            return;
+        }
+        self.draining = true;
+        match self.role {
+            Role::Client => {
+                frame::write_goaway(&mut self.out, 0, code::NO_ERROR);
+                self.goaway_sent = Some(0);
+                self.wake_openers();
+            }
+            Role::Server => {
+                frame::write_goaway(&mut self.out, MAX_31, code::NO_ERROR);
+                frame::write_ping(&mut self.out, false, GOAWAY_PING);
+                self.goaway_sent = Some(MAX_31);
+                self.goaway_ping = true;
+            }
+        }
+        self.notify();
+    }
+
+    /// The peer has seen the first GOAWAY: what it opened before is all there will be.
+    pub(super) fn last_goaway(&mut self) {
+        self.goaway_ping = false;
+        self.goaway_sent = Some(self.last_peer_id);
+        frame::write_goaway(&mut self.out, self.last_peer_id, code::NO_ERROR);
+        self.accept_waker.take().map(Waker::wake);
+        self.notify();
+    }
+
+    /// One handle less that opens or accepts streams.
+    pub(super) fn drop_owner(&mut self) {
+        self.owners -= 1;
+        if self.owners > 0 {
+            return;
+        }
+        self.shutdown();
+        // Requests that nobody will take.
+        while let Some((key, _)) = self.accept.pop_front() {
+            self.reset(key, code::REFUSED_STREAM, Error::Cancelled);
+            self.release(key);
+        }
+    }
+}
+
+/// How long a window of abuse counting lasts.
+pub(super) const ABUSE_WINDOW: Duration = Duration::from_secs(1);

@@ -1,0 +1,731 @@
+//! HTTP/2 over an in-memory transport: our client against our server, and each against the `h2` crate.
+
+#![allow(clippy::unwrap_used)]
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gossamer_engine::h2::{self, Accept, Client, Config, Stream, code};
+use gossamer_engine::{Error, Headers, RequestHead, ResponseHead};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+
+/// Runs a test on one thread, within ten seconds.
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(10), test).await.expect("test takes too long");
+    });
+}
+
+/// As [`run`], with the clock advancing by itself whenever nothing else happens.
+fn run_paused(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+type Ended = JoinHandle<Result<(), Error>>;
+
+fn pair(client: Config, server: Config) -> (Client, Ended, Accept, Ended) {
+    let (near, far) = duplex(16 * 1024);
+    let (driver, client) = h2::client(near, client);
+    let client_end = spawn_local(driver);
+    let (driver, accept) = h2::server(far, Bytes::new(), server);
+    (client, client_end, accept, spawn_local(driver))
+}
+
+fn get(path: &str) -> RequestHead {
+    let mut head = RequestHead::default();
+    head.set_path(path);
+    head.set_authority("example.com");
+    head
+}
+
+fn post(path: &str) -> RequestHead {
+    let mut head = get(path);
+    head.method = http::Method::POST;
+    head
+}
+
+fn pattern(len: usize) -> Bytes {
+    (0..len).map(|at| (at * 31 >> 3) as u8).collect::<Vec<u8>>().into()
+}
+
+/// Answers with the request's content and trailers.
+async fn echo(request: RequestHead, mut stream: Stream) -> Result<(), Error> {
+    let mut response = ResponseHead::new(200);
+    response.headers.append("x-path", request.path());
+    stream.send_response(&response, false)?;
+    while let Some(data) = stream.data().await {
+        stream.capacity().await?;
+        stream.send_data(data?, false)?;
+    }
+    match stream.take_trailers() {
+        Some(trailers) => stream.send_trailers(&trailers),
+        None => stream.send_data(Bytes::new(), true),
+    }
+}
+
+fn serve_echo(mut accept: Accept) {
+    spawn_local(async move {
+        while let Some((head, stream)) = accept.accept().await {
+            spawn_local(echo(head, stream));
+        }
+    });
+}
+
+async fn body(stream: &mut Stream) -> Result<Vec<u8>, Error> {
+    let mut all = Vec::new();
+    while let Some(data) = stream.data().await {
+        all.extend_from_slice(&data?);
+    }
+    Ok(all)
+}
+
+async fn exchange(
+    client: &Client,
+    path: &str,
+    content: Bytes,
+    trailers: bool,
+) -> Result<(ResponseHead, Vec<u8>), Error> {
+    client.ready().await?;
+    let mut stream = client.open(&post(path), false)?;
+    let mut head = ResponseHead::default();
+    if trailers {
+        stream.send_data(content, false)?;
+        let mut fields = Headers::new();
+        fields.append("x-check", path);
+        stream.send_trailers(&fields)?;
+    } else {
+        stream.send_data(content, true)?;
+    }
+    stream.response(&mut head).await?;
+    let content = body(&mut stream).await?;
+    let got = stream.take_trailers();
+    assert_eq!(got.is_some(), trailers);
+    if let Some(got) = got {
+        assert_eq!(got.get_str("x-check"), Some(path));
+    }
+    Ok((head, content))
+}
+
+#[test]
+fn many_exchanges_share_a_connection() {
+    run(async {
+        let (client, client_end, accept, server_end) = pair(Config::default(), Config::default());
+        serve_echo(accept);
+        let tasks: Vec<_> = (0..200)
+            .map(|i| {
+                let client = client.clone();
+                spawn_local(async move {
+                    let path = format!("/{i}");
+                    let content = pattern(i * 511);
+                    let (head, got) = exchange(&client, &path, content.clone(), i % 3 == 0).await.unwrap();
+                    assert_eq!((head.status, head.headers.get_str("x-path")), (200, Some(&*path)));
+                    assert!(got == content, "content of {i}");
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(client.active(), 0);
+        drop(client);
+        assert!(client_end.await.unwrap().is_ok());
+        assert!(server_end.await.unwrap().is_ok());
+    });
+}
+
+#[test]
+fn content_larger_than_all_windows_passes_both_ways() {
+    run(async {
+        let small = Config { stream_window: 10_000, connection_window: 70_000, ..Config::default() };
+        let (client, _end, accept, _) = pair(small.clone(), small);
+        serve_echo(accept);
+        let content = pattern(3_000_000);
+        let both = (0..4).map(|_| {
+            let (client, content) = (client.clone(), content.clone());
+            spawn_local(async move { exchange(&client, "/", content, true).await.unwrap().1 })
+        });
+        for task in both.collect::<Vec<_>>() {
+            assert!(task.await.unwrap() == content);
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_nobody_reads_does_not_hold_up_others() {
+    run(async {
+        let (client, _end, mut accept, _) = pair(Config::default(), Config::default());
+        let mut stuck = client.open(&post("/stuck"), false).unwrap();
+        stuck.send_data(pattern(2_000_000), true).unwrap();
+        let (_, held) = accept.accept().await.unwrap();
+        serve_echo(accept);
+        let (_, got) = exchange(&client, "/", pattern(500_000), false).await.unwrap();
+        assert_eq!(got.len(), 500_000);
+        drop(held);
+        let error = std::future::poll_fn(|cx| stuck.poll_reset(cx)).await;
+        assert!(matches!(error, Error::Reset(code::CANCEL)), "{error:?}");
+        // What was buffered for it has given its window back.
+        for _ in 0..5 {
+            exchange(&client, "/", pattern(900_000), false).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn capacity_waits_for_the_window() {
+    run(async {
+        let (client, _end, mut accept, _) =
+            pair(Config::default(), Config { stream_window: 65_535, ..Config::default() });
+        let mut stream = client.open(&post("/"), false).unwrap();
+        stream.send_data(pattern(100_000), false).unwrap();
+        let (_, mut server) = accept.accept().await.unwrap();
+        tokio::time::timeout(Duration::from_millis(20), stream.capacity()).await.expect_err("no window is left");
+        let mut got = 0;
+        while got < 100_000 {
+            got += server.data().await.unwrap().unwrap().len();
+        }
+        stream.capacity().await.unwrap();
+        stream.send_data(Bytes::from_static(b"x"), true).unwrap();
+        assert_eq!(body(&mut server).await.unwrap(), b"x");
+        assert!(server.is_end_stream());
+    });
+}
+
+#[test]
+fn informational_heads_come_first() {
+    run(async {
+        let (client, _end, mut accept, _) = pair(Config::default(), Config::default());
+        let mut stream = client.open(&get("/"), true).unwrap();
+        let (request, mut server) = accept.accept().await.unwrap();
+        assert_eq!((request.path(), request.authority()), ("/", Some("example.com")));
+        assert!(server.is_end_stream());
+        server.send_informational(&ResponseHead::new(103)).unwrap();
+        server.send_response(&ResponseHead::new(404), true).unwrap();
+        assert!(server.send_response(&ResponseHead::new(200), true).is_err());
+        let mut head = ResponseHead::default();
+        stream.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 103);
+        stream.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 404);
+        assert!(stream.data().await.is_none());
+    });
+}
+
+#[test]
+fn resets_reach_the_other_side() {
+    run(async {
+        let (client, _end, mut accept, _) = pair(Config::default(), Config::default());
+        let mut stream = client.open(&post("/"), false).unwrap();
+        let (_, mut server) = accept.accept().await.unwrap();
+        stream.reset(code::CANCEL);
+        assert!(matches!(server.data().await, Some(Err(Error::Reset(code::CANCEL)))));
+        assert!(matches!(server.send_response(&ResponseHead::new(200), true), Err(Error::Reset(code::CANCEL))));
+
+        let mut stream = client.open(&post("/"), false).unwrap();
+        accept.accept().await.unwrap().1.reset(code::REFUSED_STREAM);
+        let error = stream.response(&mut ResponseHead::default()).await.unwrap_err();
+        assert!(error.unprocessed());
+
+        // A server that has answered wants no more.
+        let mut stream = client.open(&post("/"), false).unwrap();
+        accept.accept().await.unwrap().1.send_response(&ResponseHead::new(413), true).unwrap();
+        let mut head = ResponseHead::default();
+        stream.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 413);
+        let error = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+        assert!(matches!(error, Error::Reset(code::NO_ERROR)), "{error:?}");
+        assert!(stream.data().await.is_none(), "the response was whole");
+    });
+}
+
+#[test]
+fn a_client_keeps_to_the_servers_limit() {
+    run(async {
+        let (client, _end, mut accept, _) =
+            pair(Config::default(), Config { max_concurrent_streams: 2, ..Config::default() });
+        let first = client.open(&get("/"), true).unwrap();
+        drop(accept.accept().await.unwrap());
+        drop(first);
+        // The settings have come by now.
+        let _a = client.open(&get("/a"), true).unwrap();
+        let b = client.open(&get("/b"), true).unwrap();
+        assert!(!client.has_capacity() && client.is_usable());
+        assert!(matches!(client.open(&get("/c"), true), Err(Error::Refused)));
+        let waiting = {
+            let client = client.clone();
+            spawn_local(async move { client.ready().await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(b);
+        waiting.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_says_goodbye_serves_what_it_has() {
+    run(async {
+        let (client, client_end, mut accept, server_end) = pair(Config::default(), Config::default());
+        let mut stream = client.open(&get("/"), true).unwrap();
+        let (_, mut server) = accept.accept().await.unwrap();
+        accept.shutdown();
+        assert!(accept.accept().await.is_none());
+        assert!(!client.is_usable());
+        assert!(client.open(&get("/"), true).is_err());
+        server.send_response(&ResponseHead::new(200), false).unwrap();
+        server.send_data(pattern(100_000), true).unwrap();
+        stream.response(&mut ResponseHead::default()).await.unwrap();
+        assert_eq!(body(&mut stream).await.unwrap().len(), 100_000);
+        drop((server, stream));
+        assert!(server_end.await.unwrap().is_ok());
+        assert!(client_end.await.unwrap().is_ok());
+    });
+}
+
+#[test]
+fn a_client_that_shuts_down_finishes_its_streams() {
+    run(async {
+        let (client, client_end, accept, server_end) = pair(Config::default(), Config::default());
+        serve_echo(accept);
+        let mut stream = client.open(&post("/"), false).unwrap();
+        client.shutdown();
+        assert!(!client.is_usable());
+        stream.send_data(pattern(300_000), true).unwrap();
+        stream.response(&mut ResponseHead::default()).await.unwrap();
+        assert_eq!(body(&mut stream).await.unwrap().len(), 300_000);
+        drop(stream);
+        assert!(client_end.await.unwrap().is_ok());
+        assert!(server_end.await.unwrap().is_ok());
+    });
+}
+
+#[test]
+fn a_dropped_driver_fails_all_streams() {
+    run(async {
+        let (near, _far) = duplex(1000);
+        let (driver, client) = h2::client(near, Config::default());
+        let mut stream = client.open(&get("/"), true).unwrap();
+        drop(driver);
+        assert!(stream.response(&mut ResponseHead::default()).await.is_err());
+        assert!(!client.is_usable());
+        assert!(client.ready().await.is_err());
+    });
+}
+
+#[test]
+fn content_length_is_held_against_the_content() {
+    run(async {
+        let (client, _end, mut accept, _) = pair(Config::default(), Config::default());
+        for (announced, sent) in [("3", "ab"), ("3", "abcd")] {
+            let mut head = post("/");
+            head.headers.append("content-length", announced);
+            let mut stream = client.open(&head, false).unwrap();
+            stream.send_data(Bytes::from_static(sent.as_bytes()), true).unwrap();
+            let (_, mut server) = accept.accept().await.unwrap();
+            assert!(matches!(body(&mut server).await, Err(Error::Malformed(_))));
+            let error = stream.response(&mut ResponseHead::default()).await.unwrap_err();
+            assert!(matches!(error, Error::Reset(code::PROTOCOL_ERROR)));
+        }
+        // A HEAD response announces what it does not send.
+        let mut head = get("/");
+        head.method = http::Method::HEAD;
+        let mut stream = client.open(&head, true).unwrap();
+        let (_, mut server) = accept.accept().await.unwrap();
+        let mut response = ResponseHead::new(200);
+        response.headers.append("content-length", "10");
+        server.send_response(&response, true).unwrap();
+        stream.response(&mut response).await.unwrap();
+        assert!(stream.data().await.is_none());
+    });
+}
+
+#[test]
+fn heads_that_are_too_large_are_answered_431() {
+    run(async {
+        let (client, _end, accept, _) = pair(Config::default(), Config { max_header_list: 4096, ..Config::default() });
+        serve_echo(accept);
+        let mut large = post("/");
+        large.headers.append("x-large", "x".repeat(5000));
+        let mut stream = client.open(&large, false).unwrap();
+        let mut head = ResponseHead::default();
+        stream.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 431);
+        exchange(&client, "/", Bytes::new(), false).await.unwrap();
+        // Beyond what is worth decoding the connection ends.
+        large.headers.append("x-larger", "x".repeat(100_000));
+        let mut stream = client.open(&large, false).unwrap();
+        let error = stream.response(&mut head).await.unwrap_err();
+        assert!(matches!(error, Error::GoAway(code::ENHANCE_YOUR_CALM)), "{error:?}");
+    });
+}
+
+#[test]
+fn large_heads_continue() {
+    run(async {
+        let (client, _end, accept, _) = pair(Config::default(), Config::default());
+        serve_echo(accept);
+        let mut large = post("/");
+        for i in 0..10 {
+            large.headers.append(format!("x-{i}"), "v".repeat(5000));
+        }
+        let mut stream = client.open(&large, true).unwrap();
+        let mut head = ResponseHead::default();
+        stream.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 200);
+    });
+}
+
+#[test]
+fn a_silent_peer_is_given_up() {
+    run_paused(async {
+        let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
+        let (near, mut far) = duplex(16 * 1024);
+        let (driver, client) = h2::client(near, Config { keep_alive: alive, ..Config::default() });
+        let end = spawn_local(driver);
+        // A server that says its settings and then nothing.
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let begin = tokio::time::Instant::now();
+        let mut stream = client.open(&get("/"), true).unwrap();
+        let error = stream.response(&mut ResponseHead::default()).await.unwrap_err();
+        assert!(matches!(error, Error::Unresponsive), "{error:?}");
+        assert_eq!(begin.elapsed().as_secs(), 13);
+        assert!(matches!(end.await.unwrap(), Err(Error::Unresponsive)));
+
+        // One that answers pings is kept.
+        let (client, _end, _accept, _) = pair(Config { keep_alive: alive, ..Config::default() }, Config::default());
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(client.is_usable());
+    });
+}
+
+// ---- Against the `h2` crate.
+
+async fn h2_echo(io: DuplexStream) {
+    let mut connection = ::h2::server::handshake(io).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        tokio::spawn(async move {
+            let mut content = request.into_body();
+            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            while let Some(data) = content.data().await {
+                let mut data = data.unwrap();
+                content.flow_control().release_capacity(data.len()).unwrap();
+                while !data.is_empty() {
+                    send.reserve_capacity(data.len());
+                    let n = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+                    send.send_data(data.split_to(n.min(data.len())), false).unwrap();
+                }
+            }
+            match content.trailers().await.unwrap() {
+                Some(trailers) => send.send_trailers(trailers).unwrap(),
+                None => send.send_data(Bytes::new(), true).unwrap(),
+            }
+        });
+    }
+}
+
+#[test]
+fn our_client_understands_another_server() {
+    run(async {
+        let (near, far) = duplex(16 * 1024);
+        tokio::spawn(h2_echo(far));
+        let (driver, client) = h2::client(near, Config::default());
+        let end = spawn_local(driver);
+        let tasks: Vec<_> = (0..60)
+            .map(|i| {
+                let client = client.clone();
+                spawn_local(async move {
+                    let content = pattern(i * i * 300);
+                    let path = format!("/{i}");
+                    let (head, got) = exchange(&client, &path, content.clone(), i % 2 == 0).await.unwrap();
+                    assert_eq!(head.status, 200);
+                    assert!(got == content, "content of {i}");
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        drop(client);
+        end.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn our_server_is_understood_by_another_client() {
+    run(async {
+        let (near, far) = duplex(16 * 1024);
+        let (driver, accept) = h2::server(far, Bytes::new(), Config::default());
+        let end = spawn_local(driver);
+        let closer = accept.closer();
+        serve_echo(accept);
+        let (client, connection) = ::h2::client::handshake(near).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let tasks: Vec<_> = (0..60usize)
+            .map(|i| {
+                let mut client = client.clone();
+                tokio::spawn(async move {
+                    let content = pattern(i * i * 300);
+                    client = client.ready().await.unwrap();
+                    let request = http::Request::post(format!("http://a/{i}")).body(()).unwrap();
+                    let (response, mut send) = client.send_request(request, false).unwrap();
+                    let mut left = content.clone();
+                    let sending = tokio::spawn(async move {
+                        while !left.is_empty() {
+                            send.reserve_capacity(left.len());
+                            let n = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+                            send.send_data(left.split_to(n.min(left.len())), false).unwrap();
+                        }
+                        let mut trailers = http::HeaderMap::new();
+                        trailers.insert("x-check", i.into());
+                        send.send_trailers(trailers).unwrap();
+                    });
+                    let response = response.await.unwrap();
+                    assert_eq!(response.headers()["x-path"], format!("/{i}"));
+                    let mut body = response.into_body();
+                    let mut got = Vec::new();
+                    while let Some(data) = body.data().await {
+                        let data = data.unwrap();
+                        body.flow_control().release_capacity(data.len()).unwrap();
+                        got.extend_from_slice(&data);
+                    }
+                    assert!(got == content, "content of {i}");
+                    assert_eq!(body.trailers().await.unwrap().unwrap()["x-check"], i.to_string());
+                    sending.await.unwrap();
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        closer.shutdown();
+        drop(client);
+        connection.await.unwrap().unwrap();
+        end.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn resets_and_goaway_agree_with_another_implementation() {
+    run(async {
+        let (near, far) = duplex(16 * 1024);
+        let (driver, mut accept) = h2::server(far, Bytes::new(), Config::default());
+        let end = spawn_local(driver);
+        let (mut client, connection) = ::h2::client::handshake(near).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = || http::Request::post("http://a/").body(()).unwrap();
+
+        let (response, mut send) = client.send_request(request(), false).unwrap();
+        let (_, mut stream) = accept.accept().await.unwrap();
+        send.send_reset(::h2::Reason::CANCEL);
+        assert!(matches!(stream.data().await, Some(Err(Error::Reset(code::CANCEL)))));
+        drop(response);
+
+        let (response, _send) = client.send_request(request(), false).unwrap();
+        accept.accept().await.unwrap().1.reset(code::REFUSED_STREAM);
+        assert_eq!(response.await.unwrap_err().reason(), Some(::h2::Reason::REFUSED_STREAM));
+
+        let (response, _send) = client.send_request(request(), true).unwrap();
+        let (_, mut stream) = accept.accept().await.unwrap();
+        accept.shutdown();
+        assert!(accept.accept().await.is_none());
+        assert!(client.send_request(request(), true).is_err() || client.ready().await.is_err());
+        stream.send_response(&ResponseHead::new(204), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 204);
+        drop(stream);
+        end.await.unwrap().unwrap();
+        connection.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn another_servers_goaway_refuses_what_it_did_not_take() {
+    run(async {
+        let (near, mut far) = duplex(16 * 1024);
+        let (driver, client) = h2::client(near, Config::default());
+        let end = spawn_local(driver);
+        let mut first = client.open(&get("/1"), true).unwrap();
+        let mut second = client.open(&get("/2"), true).unwrap();
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        far.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]).await.unwrap();
+        let mut head = ResponseHead::default();
+        assert!(second.response(&mut head).await.unwrap_err().unprocessed());
+        assert!(!client.is_usable());
+        far.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]).await.unwrap();
+        first.response(&mut head).await.unwrap();
+        assert_eq!(head.status, 200);
+        drop((first, second, far));
+        end.await.unwrap().unwrap();
+    });
+}
+
+// ---- Abuse.
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = payload.len() as u32;
+    let mut frame = len.to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// What a server says to these bytes until it closes: the kinds and payloads of its frames.
+async fn answers(bytes: Vec<u8>, config: Config) -> Vec<(u8, Vec<u8>)> {
+    let (mut near, far) = duplex(1 << 22);
+    let (driver, accept) = h2::server(far, Bytes::new(), config);
+    spawn_local(driver);
+    serve_echo(accept);
+    near.write_all(&bytes).await.unwrap();
+    let mut got = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_millis(500), near.read_to_end(&mut got)).await;
+    let mut frames = Vec::new();
+    let mut rest = &got[..];
+    while rest.len() >= 9 {
+        let len = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        frames.push((rest[3], rest[9..9 + len].to_vec()));
+        rest = &rest[9 + len..];
+    }
+    frames
+}
+
+async fn goaway(bytes: Vec<u8>) -> Option<u32> {
+    let frames = answers(bytes, Config::default()).await;
+    frames.iter().find(|(kind, _)| *kind == 7).map(|(_, payload)| u32::from_be_bytes(payload[4..8].try_into().unwrap()))
+}
+
+#[test]
+fn floods_end_the_connection() {
+    run_paused(async {
+        let calm = Some(code::ENHANCE_YOUR_CALM);
+        let resets = |count: u32| {
+            let mut bytes = PREFACE.to_vec();
+            for id in 0..count {
+                bytes.extend(frame(1, 4, id * 2 + 1, &[0x83, 0x86, 0x84]));
+                bytes.extend(frame(3, 0, id * 2 + 1, &[0, 0, 0, 8]));
+            }
+            bytes
+        };
+        assert_eq!(goaway(resets(1200)).await, calm, "rapid reset");
+        assert_eq!(goaway(resets(900)).await, None);
+
+        let flood = |frame: Vec<u8>, count: usize| [PREFACE, &frame.repeat(count)].concat();
+        assert_eq!(goaway(flood(frame(6, 0, 0, b"12345678"), 30_000)).await, calm, "pings");
+        assert_eq!(goaway(flood(frame(4, 0, 0, &[]), 30_000)).await, calm, "settings");
+        assert_eq!(goaway(flood(frame(0xbe, 0, 0, &[]), 30_000)).await, calm, "unknown frames");
+        assert_eq!(goaway(flood(frame(6, 0, 0, b"12345678"), 100)).await, None);
+
+        let mut bytes = PREFACE.to_vec();
+        bytes.extend(frame(1, 0, 1, &[0x82]));
+        bytes.extend(frame(9, 0, 1, &[]).repeat(40));
+        assert_eq!(goaway(bytes).await, calm, "empty CONTINUATION");
+
+        let mut bytes = PREFACE.to_vec();
+        bytes.extend(frame(1, 4, 1, &[0x83, 0x86, 0x84]));
+        bytes.extend(frame(0, 0, 1, &[]).repeat(30_000));
+        assert_eq!(goaway(bytes).await, calm, "empty DATA");
+    });
+}
+
+#[test]
+fn more_streams_than_allowed_are_refused() {
+    run_paused(async {
+        let mut bytes = PREFACE.to_vec();
+        for id in 0..5 {
+            bytes.extend(frame(1, 4, id * 2 + 1, &[0x83, 0x86, 0x84]));
+        }
+        let frames = answers(bytes, Config { max_concurrent_streams: 3, ..Config::default() }).await;
+        let refused = frames.iter().filter(|(kind, payload)| *kind == 3 && payload[3] == 7).count();
+        assert_eq!(refused, 2);
+    });
+}
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+        let stream = prop_oneof![Just(0u32), (1..12u32), any::<u32>()];
+        let payload = prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40),
+            Just(vec![0x83, 0x86, 0x84]),
+            Just(vec![0, 0, 0, 8]),
+            Just(vec![]),
+        ];
+        (0..11u8, any::<u8>(), stream, payload).prop_map(|(kind, flags, id, payload)| frame(kind, flags, id, &payload))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn bytes_never_panic(bytes: Vec<u8>, frames in proptest::collection::vec(any_frame(), 0..30)) {
+            run_paused(async {
+                answers([PREFACE, &bytes].concat(), Config::default()).await;
+                answers([PREFACE, &frames.concat(), &bytes].concat(), Config::default()).await;
+            });
+        }
+
+        #[test]
+        fn bytes_never_panic_a_client(frames in proptest::collection::vec(any_frame(), 0..30)) {
+            run_paused(async {
+                let (near, mut far) = duplex(1 << 20);
+                let (driver, client) = h2::client(near, Config::default());
+                spawn_local(driver);
+                let tasks: Vec<_> = (0..4).map(|_| {
+                    let mut stream = client.open(&post("/"), false).unwrap();
+                    spawn_local(async move {
+                        let _ = stream.send_data(pattern(1000), true);
+                        let mut head = ResponseHead::default();
+                        if stream.response(&mut head).await.is_ok() {
+                            let _ = body(&mut stream).await;
+                        }
+                    })
+                }).collect();
+                let head = frame(1, 4, 1, &[0x88]);
+                far.write_all(&[&PREFACE[24..], &head, &frames.concat()].concat()).await.unwrap();
+                drop(far);
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            });
+        }
+
+        #[test]
+        fn fragments_do_not_matter(cuts in proptest::collection::vec(1..60usize, 1..50)) {
+            run_paused(async {
+                let mut bytes = PREFACE.to_vec();
+                bytes.extend(frame(1, 4, 1, &[0x83, 0x86, 0x84, 0x40, 1, b'x', 1, b'y']));
+                bytes.extend(frame(1, 0, 3, &[0x83, 0x86]));
+                bytes.extend(frame(9, 4, 3, &[0x84, 0xbe]));
+                bytes.extend(frame(0, 9, 3, b"\x05hello, world....."));
+                bytes.extend(frame(0, 0, 1, &[b'z'; 300]));
+                bytes.extend(frame(0, 1, 1, &[b'z'; 6000]));
+                let (mut near, far) = duplex(1 << 20);
+                let split = bytes.len().min(cuts[0]);
+                let (driver, mut accept) =
+                    h2::server(far, Bytes::copy_from_slice(&bytes[..split]), Config::default());
+                spawn_local(driver);
+                let mut rest = &bytes[split..];
+                for cut in cuts.iter().cycle() {
+                    let (part, after) = rest.split_at(rest.len().min(*cut));
+                    near.write_all(part).await.unwrap();
+                    tokio::task::yield_now().await;
+                    rest = after;
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
+                for expect in [vec![b'z'; 6300], b"hello, world".to_vec()] {
+                    let (head, mut stream) = accept.accept().await.unwrap();
+                    assert_eq!(head.headers.get_str("x"), Some("y"));
+                    assert!(body(&mut stream).await.unwrap() == expect);
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Routes as the request path uses them: compiled once per policy change, indexed by the router's answer.
+
+use crate::balance::{Balancer, Rules};
+use crate::error::Error;
+use crate::policy::limit::RetryBudget;
+use crate::policy::route::{Found, Router};
+use crate::shard::Shard;
+use gossamer_api::authorization::{Authorization, InboundHttp};
+use gossamer_api::policy::{
+    Backend, BackendTarget, Breaker, Distribution, Filter, HttpRoutes, Meta, Retry, TcpRoute, Timeouts,
+};
+use gossamer_engine::RequestHead;
+use std::rc::Rc;
+use tokio::time::Instant;
+
+/// Compiled routes of one target or server.
+pub struct Routes {
+    router: Router,
+    /// By route, then by rule.
+    rules: Vec<Vec<Rc<Rule>>>,
+}
+
+/// How a matched request is treated.
+pub struct Rule {
+    /// The route that decided.
+    pub meta: Meta,
+    /// Failures are gRPC statuses.
+    pub grpc: bool,
+    /// Applied to the request before a backend is chosen.
+    pub filters: Vec<Filter>,
+    /// Where to.
+    pub backends: Backends,
+    /// How long.
+    pub timeouts: Timeouts,
+    /// Whether again; `None`: only where it is safe.
+    pub retry: Option<Retry>,
+    /// What retries may cost.
+    pub budget: RetryBudget,
+    /// Who may: inbound only.
+    pub authorizations: Vec<Authorization>,
+}
+
+/// Where a rule's requests go.
+pub enum Backends {
+    /// The workload beside us.
+    Local,
+    /// Nowhere.
+    None,
+    /// The first that is available.
+    First(Vec<RuleBackend>),
+    /// By weight; the sum of all weights.
+    Weighted(Vec<(RuleBackend, u32)>, u32),
+}
+
+/// One backend of a rule.
+pub struct RuleBackend {
+    /// Its endpoints.
+    pub balancer: Rc<Balancer>,
+    /// Applied after the rule's.
+    pub filters: Vec<Filter>,
+}
+
+impl Routes {
+    /// Compiles outbound routes.
+    pub fn outbound(shard: &Rc<Shard>, routes: &HttpRoutes) -> Self {
+        let router = Router::new(
+            routes.routes.iter().map(|r| (r.hosts.as_slice(), r.rules.iter().map(|rule| rule.matches.as_slice()))),
+        );
+        let rules = routes
+            .routes
+            .iter()
+            .map(|route| {
+                let rules = route.rules.iter().map(|rule| {
+                    Rc::new(Rule {
+                        meta: route.meta.clone(),
+                        grpc: route.grpc,
+                        filters: rule.filters.clone(),
+                        backends: backends(&rule.backends, |backend| RuleBackend {
+                            balancer: shard.balancer(&backend.backend, routes.breaker),
+                            filters: backend.filters.clone(),
+                        }),
+                        timeouts: rule.timeouts,
+                        retry: rule.retry.clone(),
+                        budget: RetryBudget::default(),
+                        authorizations: Vec::new(),
+                    })
+                });
+                rules.collect()
+            })
+            .collect();
+        Routes { router, rules }
+    }
+
+    /// Compiles a server's routes; without any there is one that matches everything, with the server's own
+    /// authorizations.
+    pub fn inbound(http: &InboundHttp, meta: &Meta, authorizations: &[Authorization], grpc: bool) -> Self {
+        let rule = |meta: &Meta, grpc: bool, filters: &[Filter], authorizations: &[Authorization]| {
+            Rc::new(Rule {
+                meta: meta.clone(),
+                grpc,
+                filters: filters.to_vec(),
+                backends: Backends::Local,
+                timeouts: Timeouts::default(),
+                retry: None,
+                budget: RetryBudget::default(),
+                authorizations: authorizations.to_vec(),
+            })
+        };
+        if http.routes.is_empty() {
+            let router = Router::new([(&[][..], [&[][..]].into_iter())].into_iter());
+            return Routes { router, rules: vec![vec![rule(meta, grpc, &[], authorizations)]] };
+        }
+        let router = Router::new(
+            http.routes.iter().map(|r| (r.hosts.as_slice(), r.rules.iter().map(|rule| rule.matches.as_slice()))),
+        );
+        let rules = http
+            .routes
+            .iter()
+            .map(|route| {
+                let rules = route.rules.iter();
+                rules.map(|r| rule(&route.meta, route.grpc, &r.filters, &route.authorizations)).collect()
+            })
+            .collect();
+        Routes { router, rules }
+    }
+
+    /// The rule for a request, and how it matched.
+    pub fn find(&self, head: &RequestHead) -> Option<(&Rc<Rule>, Found)> {
+        let found = self.router.find(head)?;
+        Some((self.rules.get(found.route)?.get(found.rule)?, found))
+    }
+
+    /// All balancers that requests may go to.
+    pub fn balancers(&self) -> impl Iterator<Item = &Rc<Balancer>> {
+        self.rules.iter().flatten().flat_map(|rule| match &rule.backends {
+            Backends::Local | Backends::None => Vec::new(),
+            Backends::First(all) => all.iter().map(|backend| &backend.balancer).collect(),
+            Backends::Weighted(all, _) => all.iter().map(|(backend, _)| &backend.balancer).collect(),
+        })
+    }
+}
+
+/// Compiled TCP routes.
+pub struct TcpRoutes {
+    /// As policy says.
+    pub routes: Vec<TcpRoute>,
+    backends: Vec<Backends>,
+}
+
+impl TcpRoutes {
+    /// Compiles the first rule of each route.
+    pub fn new(shard: &Rc<Shard>, routes: &[TcpRoute]) -> Self {
+        let compile = |route: &TcpRoute| match route.rules.first() {
+            Some(rule) => backends(&rule.backends, |backend: &Backend| RuleBackend {
+                balancer: shard.balancer(backend, None),
+                filters: Vec::new(),
+            }),
+            None => Backends::None,
+        };
+        TcpRoutes { routes: routes.to_vec(), backends: routes.iter().map(compile).collect() }
+    }
+
+    /// Where a connection goes; for TLS by server name.
+    pub fn choose(&self, sni: Option<&str>, target: &str) -> Result<(&RuleBackend, &Meta), Error> {
+        use gossamer_api::policy::{HostMatch, Refuse};
+        let matches = |route: &TcpRoute| match sni {
+            _ if route.snis.is_empty() => Some(0),
+            None => None,
+            Some(sni) => route.snis.iter().filter_map(|host| specificity(host, sni)).max(),
+        };
+        fn specificity(host: &HostMatch, sni: &str) -> Option<usize> {
+            match host {
+                HostMatch::Exact(name) => name.eq_ignore_ascii_case(sni).then_some(usize::MAX),
+                HostMatch::Suffix(suffix) => {
+                    let head = sni.len().checked_sub(suffix.len())?;
+                    let below = head > 0 && sni.as_bytes()[head - 1] == b'.';
+                    (below && sni[head..].eq_ignore_ascii_case(suffix)).then_some(suffix.len() + 1)
+                }
+            }
+        }
+        let best = self.routes.iter().enumerate().filter_map(|(i, route)| Some((matches(route)?, i)));
+        // The most specific; of equal ones the first.
+        let (_, index) = best
+            .max_by_key(|(specificity, i)| (*specificity, std::cmp::Reverse(*i)))
+            .ok_or_else(|| Error::NoRoute(target.to_string()))?;
+        let route = &self.routes[index];
+        match route.rules.first().and_then(|rule| rule.refuse.as_ref()) {
+            Some(Refuse::Forbidden) => return Err(Error::Forbidden(target.to_string())),
+            Some(Refuse::Invalid(why)) => return Err(Error::InvalidPolicy(route.meta.to_string(), why.clone())),
+            None => {}
+        }
+        Ok((self.backends[index].choose(&route.meta)?, &route.meta))
+    }
+}
+
+fn backends<B>(distribution: &Distribution<B>, compile: impl Fn(&B) -> RuleBackend) -> Backends {
+    match distribution {
+        Distribution::Empty => Backends::None,
+        Distribution::First(all) => Backends::First(all.iter().map(compile).collect()),
+        Distribution::Random(all) => {
+            let total = all.iter().map(|(_, weight)| *weight).fold(0, u32::saturating_add);
+            Backends::Weighted(all.iter().map(|(backend, weight)| (compile(backend), *weight)).collect(), total)
+        }
+    }
+}
+
+impl Backends {
+    /// One of them. Errors: there is none.
+    pub fn choose(&self, meta: &Meta) -> Result<&RuleBackend, Error> {
+        let none = || Error::NoEndpoints(format!("{meta} (no backend)"));
+        match self {
+            Backends::Local | Backends::None => Err(none()),
+            Backends::First(all) if all.len() == 1 => Ok(&all[0]),
+            Backends::First(all) => {
+                let now = Instant::now();
+                all.iter().find(|backend| backend.balancer.is_available(now)).or(all.first()).ok_or_else(none)
+            }
+            Backends::Weighted(all, total) => {
+                if *total == 0 {
+                    return Err(none());
+                }
+                let mut roll = if all.len() == 1 { 0 } else { fastrand::u32(..*total) };
+                for (backend, weight) in all {
+                    match roll.checked_sub(*weight) {
+                        Some(rest) => roll = rest,
+                        None => return Ok(backend),
+                    }
+                }
+                Err(none())
+            }
+        }
+    }
+}
+
+/// The rules of a backend's balancer.
+pub fn rules(backend: &Backend, breaker: Option<Breaker>) -> Rules {
+    let load = match &backend.target {
+        BackendTarget::Balance { load, .. } => *load,
+        BackendTarget::Forward(_) => Rules::default().load,
+    };
+    Rules { load, breaker, queue: backend.queue }
+}

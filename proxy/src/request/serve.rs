@@ -1,0 +1,104 @@
+//! Requests of one client connection: one after the other for HTTP/1, side by side for HTTP/2.
+
+use super::ends::Downstream;
+use super::{After, Connection, handle};
+use crate::error::Error;
+use crate::net::{self, Stream};
+use crate::record::Record;
+use crate::{balance::pool, request::respond, tcp};
+use bytes::Bytes;
+use gossamer_api::defaults;
+use gossamer_engine::{RequestHead, Version, h1, h2};
+use std::rc::Rc;
+
+/// HTTP/1 until either side closes. Draining: the connection ends after the request in flight.
+pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
+    let mut server = h1::Server::new(io, prefix, pool::limits());
+    let mut head = RequestHead::default();
+    let stop = conn.shard.stop.clone();
+    loop {
+        head.clear();
+        let next = tokio::select! {
+            biased;
+            next = server.request(&mut head) => next,
+            () = stop.stopping() => break,
+        };
+        match next {
+            None => break,
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                let error = Error::of_client(error);
+                if !matches!(error, Error::ClientGone) {
+                    let mut record = Record::request(&conn, &head);
+                    record.failed(&error);
+                    respond::send(&error, Version::Http11, false, false, &mut Downstream::H1(&mut server));
+                }
+                break;
+            }
+        }
+        if stop.is_stopping() {
+            server.set_close();
+        }
+        let after = handle(&conn, &mut head, &mut Downstream::H1(&mut server)).await;
+        match after {
+            After::Ready => {}
+            After::Abort => {
+                let (io, _) = server.into_parts();
+                io.tcp().inspect(|socket| net::reset_on_close(socket));
+                return;
+            }
+            After::Tunnel(client) => return tunnel(&conn, server, *client).await,
+        }
+        if server.flush().await.is_err() || !server.keep_alive() {
+            break;
+        }
+    }
+    server.close().await;
+}
+
+/// After a 101 or a CONNECT: bytes both ways.
+async fn tunnel(conn: &Connection, server: h1::Server<Stream>, client: h1::Client<Stream>) {
+    let (mut near, first) = server.into_parts();
+    let (mut far, greeting) = client.into_parts();
+    let watch = conn.metrics.tcp(conn);
+    let _ = tcp::relay(&mut near, &mut far, first, greeting, &*watch).await;
+}
+
+/// HTTP/2 until either side closes. Draining: GOAWAY, and the connection ends after the streams in flight.
+pub async fn http2(conn: Connection, io: Stream, prefix: Bytes) {
+    let config = h2::Config {
+        max_concurrent_streams: defaults::H2_MAX_STREAMS,
+        max_header_list: defaults::HEAD_BYTES as u32,
+        ..h2::Config::default()
+    };
+    let (driver, mut accept) = h2::server(io, prefix, config);
+    let conn = Rc::new(conn);
+    let stop = conn.shard.stop.clone();
+    let serve = async {
+        let mut draining = false;
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = accept.accept() => next,
+                () = stop.stopping(), if !draining => {
+                    draining = true;
+                    accept.shutdown();
+                    continue;
+                }
+            };
+            let Some((mut head, stream)) = next else { return };
+            let conn = conn.clone();
+            tokio::task::spawn_local(async move {
+                let mut down = Downstream::H2(stream);
+                let after = handle(&conn, &mut head, &mut down).await;
+                if let (After::Abort, Downstream::H2(stream)) = (after, &mut down) {
+                    stream.reset(h2::code::INTERNAL_ERROR);
+                }
+            });
+        }
+    };
+    let (ended, ()) = tokio::join!(driver, serve);
+    if let Err(error) = ended {
+        tracing::debug!(client = %conn.client, %error, "client connection ended");
+    }
+}
