@@ -7,9 +7,13 @@
 pub mod commands;
 pub mod demo;
 pub mod error;
+pub mod node;
 pub mod output;
+pub mod plane;
+pub mod replica;
 pub mod sandbox;
 pub mod scrape;
+pub mod view;
 
 use clap::Parser;
 use std::process::ExitCode;

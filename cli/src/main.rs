@@ -1,5 +1,8 @@
 //! `meshctl`. Everything is in the library.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     meshctl::main()
 }

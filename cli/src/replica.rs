@@ -2,6 +2,7 @@
 
 use crate::error::{CommandError, Context, Result};
 use crate::sandbox::cell::{Cell, Files};
+use crate::sandbox::enter::PRIVATE_VARIABLES;
 use gossamer_api::defaults;
 use gossamer_api::wire::mesh::Registered;
 use std::fs::File;
@@ -114,6 +115,9 @@ impl Replica {
 
     /// Starts the workload's process.
     pub async fn start(&self, mut command: Command, words: Words) -> Result<Child> {
+        for name in PRIVATE_VARIABLES {
+            command.env_remove(name);
+        }
         if let Words::File(_) = words {
             let (out, err) = words.stdio()?;
             command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 /// Run a small application with the mesh around it, and watch its golden metrics
 ///
-/// Seven services of fourteen replicas, each in a network namespace of its own with a proxy of its own: HTTP/1, gRPC, a
+/// Seven services of thirteen replicas, each in a network namespace of its own with a proxy of its own: HTTP/1, gRPC, a
 /// TCP protocol whose server speaks first, and TLS of its own. One replica of `catalog` is slow, one of `orders`
 /// fails now and then: watch how little the others notice. Needs no root and leaves nothing behind.
 #[derive(clap::Args, Debug)]

@@ -5,6 +5,7 @@
 //! the kernel ends a PID namespace with its init, so that SIGKILL to any of them leaves nothing behind.
 //! Everything here happens before the process has a second thread.
 
+use super::state;
 use crate::error::{CommandError, Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -16,12 +17,16 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getgid, getuid};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 /// Which of the three processes this is; set by the one before it.
 const STAGE: &str = "MESHCTL_STAGE";
 /// The parent's id as `/proc` shows it, to notice that it died before `PDEATHSIG` was set.
 const PARENT: &str = "MESHCTL_PARENT";
+
+/// What the stages tell each other by, which programs that are started inside must not inherit.
+pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, state::DIRECTORY];
 
 /// What to do now.
 pub enum Entered {
@@ -49,9 +54,11 @@ pub fn enter(network: Network) -> Result<Entered> {
         }
         "init" => {
             die_with_parent()?;
-            Ok(Entered::Ended(start_and_wait("inner")?))
+            Ok(Entered::Ended(start_and_wait("inner", None)?))
         }
         _ => {
+            // Inside, this user looks like root.
+            let state = state::directory()?;
             match network {
                 Network::New => unshare_all()?,
                 Network::Of(pid) => {
@@ -60,7 +67,7 @@ pub fn enter(network: Network) -> Result<Entered> {
                 }
             }
             keep_mounts_private()?;
-            Ok(Entered::Ended(start_and_wait("init")?))
+            Ok(Entered::Ended(start_and_wait("init", Some(state))?))
         }
     }
 }
@@ -153,10 +160,11 @@ pub fn outer_pid() -> Result<u32> {
     link.to_string_lossy().parse().context("/proc/self")
 }
 
-fn start_and_wait(stage: &str) -> Result<ExitCode> {
+fn start_and_wait(stage: &str, state: Option<PathBuf>) -> Result<ExitCode> {
     let child = Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(std::env::args_os().skip(1))
+        .envs(state.map(|path| (state::DIRECTORY, path)))
         .env(STAGE, stage)
         .env(PARENT, outer_pid()?.to_string())
         .spawn()
@@ -166,7 +174,8 @@ fn start_and_wait(stage: &str) -> Result<ExitCode> {
 }
 
 /// Buries every child that ends; returns with the given one's exit code. Signals that a person or a supervisor sent to
-/// this process alone are passed on; those of the terminal reached the child as well.
+/// this process alone are passed on, SIGINT as SIGTERM; those of the terminal reached the child as well. So inside,
+/// SIGINT always means that everybody has got it.
 fn wait(child: Pid) -> nix::Result<ExitCode> {
     const FROM_KERNEL: i32 = 0x80;
     let mut signals = SigSet::empty();
@@ -185,6 +194,7 @@ fn wait(child: Pid) -> nix::Result<ExitCode> {
         let Some(info) = incoming.read_signal()? else { continue };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
         if signal != Signal::SIGCHLD && info.ssi_code != FROM_KERNEL {
+            let signal = if signal == Signal::SIGINT { Signal::SIGTERM } else { signal };
             // It may have ended in this moment.
             let _ = kill(child, signal);
         }

@@ -64,9 +64,7 @@ impl State {
                     // Its owner was just leaving and has removed it.
                     return State::take(name);
                 }
-                for stale in ["pid", "registry.sock"] {
-                    let _ = fs::remove_file(path.join(stale));
-                }
+                clear(&path);
                 Ok(Some(State { name: name.into(), path, _lock: lock }))
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
@@ -104,6 +102,16 @@ impl Drop for State {
     }
 }
 
+/// Removes everything of an earlier mesh but the lock.
+fn clear(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name() != "lock" {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
 /// A mesh that lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mesh {
@@ -122,6 +130,10 @@ pub fn meshes() -> Result<Vec<Mesh>> {
     for entry in fs::read_dir(&directory).context("the state folder")?.flatten() {
         let path = entry.path();
         if !is_locked(&path.join("lock")) {
+            // A killed mesh left it. One that is just starting has not been published yet.
+            if path.join("pid").exists() && let Ok(name) = entry.file_name().into_string() {
+                drop(State::take(&name));
+            }
             continue;
         }
         let pid = fs::read_to_string(path.join("pid")).ok().and_then(|text| text.trim().parse().ok());
