@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`defaults`] (every number), [`keys`] (every label, annotation and header), [`workload`] (who),
 //! [`endpoint`] (where), [`policy`] (how a request is treated on its way out), [`authorization`] (who may come in),
-//! [`wire`] (all of this as `linkerd2-proxy-api` messages), [`settings`] (every knob), [`process`] (the shell of every
+//! [`kubernetes`] (the objects that people write), [`wire`] (all of this as `linkerd2-proxy-api` messages), [`settings`] (every knob), [`process`] (the shell of every
 //! binary).
 //!
 //! **Invariant:** outside of [`process`] nothing here does I/O or spawns. [`wire`] alone names generated types.
@@ -11,6 +11,7 @@ pub mod authorization;
 pub mod defaults;
 pub mod endpoint;
 pub mod keys;
+pub mod kubernetes;
 pub mod policy;
 pub mod process;
 pub mod settings;

@@ -1,0 +1,320 @@
+//! Namespaces, nodes, services, pods and endpoint slices.
+
+use super::{Map, Metadata};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// A namespace; only its annotations matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// Name and annotations.
+    pub metadata: Metadata,
+}
+
+/// A node; only its zone (label `topology.kubernetes.io/zone`) matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Name and labels.
+    pub metadata: Metadata,
+}
+
+/// A service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// Name and annotations.
+    pub metadata: Metadata,
+    /// What it is.
+    pub spec: ServiceSpec,
+}
+
+/// What a service is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// `ClusterIP` (also when empty), `NodePort`, `LoadBalancer`, `ExternalName`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its virtual address, `None` for a headless service; empty: to be allocated.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// All of them (dual stack).
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// Labels of its pods; empty: its endpoints come as endpoint slices.
+    pub selector: Map,
+    /// `Local`: only endpoints on the client's node.
+    pub internal_traffic_policy: String,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// Unique in the service; may begin with a protocol (`http-web`).
+    pub name: String,
+    /// The service's port.
+    pub port: u16,
+    /// The pod's port; missing: the same.
+    pub target_port: Option<IntOrString>,
+    /// `TCP` (also when empty), `UDP`, `SCTP`.
+    pub protocol: String,
+    /// What it speaks.
+    pub app_protocol: Option<String>,
+}
+
+/// A port by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    /// A number.
+    Int(u16),
+    /// A name, or a number in quotes.
+    String(String),
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    /// Name, labels and annotations.
+    pub metadata: Metadata,
+    /// What it runs.
+    pub spec: PodSpec,
+    /// How it is.
+    pub status: PodStatus,
+}
+
+/// What a pod runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// Empty: `default`.
+    pub service_account_name: String,
+    /// Where it runs.
+    pub node_name: String,
+    /// True: it has its node's address, and no redirection.
+    pub host_network: bool,
+    /// Containers.
+    pub containers: Vec<Container>,
+    /// Init containers, native sidecars among them.
+    pub init_containers: Vec<Container>,
+}
+
+/// A container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// Name.
+    pub name: String,
+    /// Ports.
+    pub ports: Vec<ContainerPort>,
+    /// Asked by the kubelet.
+    pub liveness_probe: Option<Probe>,
+    /// Asked by the kubelet.
+    pub readiness_probe: Option<Probe>,
+    /// Asked by the kubelet.
+    pub startup_probe: Option<Probe>,
+}
+
+/// A port of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// Name, may be empty.
+    pub name: String,
+    /// Number.
+    pub container_port: u16,
+    /// `TCP` (also when empty), `UDP`, `SCTP`.
+    pub protocol: String,
+}
+
+/// A health check; only HTTP ones matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// An HTTP request.
+    pub http_get: Option<HttpGet>,
+}
+
+/// An HTTP health check.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpGet {
+    /// Empty: `/`.
+    #[serde(default)]
+    pub path: String,
+    /// By number or name.
+    pub port: IntOrString,
+}
+
+/// How a pod is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed`; empty: as running.
+    pub phase: String,
+    /// Its address.
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    /// All of them (dual stack).
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+    /// `Ready` is the one that matters; missing: ready.
+    pub conditions: Vec<Condition>,
+}
+
+/// An address of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// Address.
+    pub ip: String,
+}
+
+/// A condition of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// `Ready`...
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False`, `Unknown`.
+    pub status: String,
+}
+
+/// A part of a service's endpoints; the label `kubernetes.io/service-name` says whose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// Name and labels.
+    pub metadata: Metadata,
+    /// `IPv4`, `IPv6` or `FQDN`.
+    pub address_type: String,
+    /// Endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+    /// The ports of all of them.
+    pub ports: Vec<SlicePort>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SliceEndpoint {
+    /// Addresses; only the first matters.
+    pub addresses: Vec<String>,
+    /// Readiness.
+    pub conditions: SliceConditions,
+    /// Zone.
+    pub zone: Option<String>,
+    /// Node.
+    pub node_name: Option<String>,
+    /// The pod.
+    pub target_ref: Option<ObjectReference>,
+    /// Zones that should use it.
+    pub hints: Option<Hints>,
+    /// Name of the replica in a headless service.
+    pub hostname: Option<String>,
+}
+
+/// Readiness of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SliceConditions {
+    /// Missing: ready.
+    pub ready: Option<bool>,
+}
+
+/// Zones that should use an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    /// Zones.
+    pub for_zones: Vec<ZoneHint>,
+}
+
+/// A zone that should use an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ZoneHint {
+    /// Zone.
+    pub name: String,
+}
+
+/// Another object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ObjectReference {
+    /// Kind.
+    pub kind: String,
+    /// Empty: that of the referring object.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// A port of a slice's endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SlicePort {
+    /// The name of the service's port.
+    pub name: Option<String>,
+    /// The endpoints' port.
+    pub port: Option<u16>,
+    /// `TCP` (also when empty), `UDP`, `SCTP`.
+    pub protocol: Option<String>,
+}
+
+/// Selects objects by labels: all that is given must hold; an empty one selects all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct LabelSelector {
+    /// These labels with these values.
+    pub match_labels: BTreeMap<String, String>,
+    /// Conditions on labels.
+    pub match_expressions: Vec<LabelExpression>,
+}
+
+/// A condition on one label.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelExpression {
+    /// The label.
+    pub key: String,
+    /// What must hold.
+    pub operator: LabelOperator,
+    /// For `In` and `NotIn`.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// What must hold of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl LabelSelector {
+    /// True when these labels are selected.
+    pub fn selects(&self, labels: &Map) -> bool {
+        let expression = |e: &LabelExpression| {
+            let value = labels.get(&e.key);
+            match e.operator {
+                LabelOperator::In => value.is_some_and(|v| e.values.contains(v)),
+                LabelOperator::NotIn => !value.is_some_and(|v| e.values.contains(v)),
+                LabelOperator::Exists => value.is_some(),
+                LabelOperator::DoesNotExist => value.is_none(),
+            }
+        };
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(expression)
+    }
+}

@@ -1,0 +1,467 @@
+//! Who may use a port of a workload: policies that select it, else the default, health checks always.
+//!
+//! The wire knows only permissions, so a `Deny` is compiled into what remains:
+//! - networks are cut out of every permission;
+//! - identities are taken from permissions that list them; a permission for a whole suffix or for everybody with a
+//!   certificate becomes the list of all identities known to this control plane but those. One that asks for nothing
+//!   becomes the same list: who must be told apart must show a certificate.
+//! - HTTP requests (`to`) become a route without those clients. Such a port takes no connections that are not HTTP.
+//!
+//! **Invariant:** what can't be expressed is denied.
+
+use super::Index;
+use super::workloads::Workload;
+use gossamer_api::authorization::{
+    Authentication, Authorization, InboundHttp, InboundProtocol, InboundRoute, InboundRule, Network, Server,
+};
+use gossamer_api::endpoint::Labels;
+use gossamer_api::kubernetes::{Action, AuthorizationPolicy, Client, Name, POLICY_GROUP, Request};
+use gossamer_api::policy::{Meta, PathMatch, RequestMatch};
+use gossamer_api::workload::Identity;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Who may reach a port that no policy selects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultPolicy {
+    /// Everybody.
+    #[default]
+    AllUnauthenticated,
+    /// Everybody with a certificate.
+    AllAuthenticated,
+    /// Everybody in the cluster's networks.
+    ClusterUnauthenticated,
+    /// Everybody with a certificate in the cluster's networks.
+    ClusterAuthenticated,
+    /// Nobody.
+    Deny,
+    /// Everybody, recorded as `audit`.
+    Audit,
+}
+
+impl DefaultPolicy {
+    /// As in the annotation.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DefaultPolicy::AllUnauthenticated => "all-unauthenticated",
+            DefaultPolicy::AllAuthenticated => "all-authenticated",
+            DefaultPolicy::ClusterUnauthenticated => "cluster-unauthenticated",
+            DefaultPolicy::ClusterAuthenticated => "cluster-authenticated",
+            DefaultPolicy::Deny => "deny",
+            DefaultPolicy::Audit => "audit",
+        }
+    }
+
+    const ALL: [Self; 6] = [
+        DefaultPolicy::AllUnauthenticated,
+        DefaultPolicy::AllAuthenticated,
+        DefaultPolicy::ClusterUnauthenticated,
+        DefaultPolicy::ClusterAuthenticated,
+        DefaultPolicy::Deny,
+        DefaultPolicy::Audit,
+    ];
+}
+
+impl FromStr for DefaultPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = DefaultPolicy::ALL.into_iter().find(|policy| policy.as_str() == text);
+        found.ok_or_else(|| format!("one of {}", DefaultPolicy::ALL.map(DefaultPolicy::as_str).join(", ")))
+    }
+}
+
+impl fmt::Display for DefaultPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A permission, and the requests that it is for; none: everything.
+struct Grant {
+    authorization: Authorization,
+    to: Vec<RequestMatch>,
+}
+
+impl Index {
+    /// Who may use a port; `None` for a workload that is not known.
+    pub fn server(&self, name: &Name, port: u16) -> Option<Server> {
+        let workload = self.workloads.get(name)?;
+        let policies: Vec<_> = super::in_namespace(&self.policies, &name.namespace)
+            .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
+            .filter(|(_, policy)| self.selects(policy, workload) && selects_port(policy, workload, port))
+            .collect();
+        let allows = || policies.iter().filter(|(_, policy)| policy.spec.action != Action::Deny);
+        let default = self.default_policy(name, workload);
+        let mut grants = Vec::new();
+        for (name, policy) in allows() {
+            let to: Vec<_> = policy.spec.to.iter().flat_map(requests).collect();
+            let clients = policy.spec.from.iter().filter_map(|from| self.authorization(name, from));
+            grants.extend(clients.map(|authorization| Grant { authorization, to: to.clone() }));
+        }
+        if allows().next().is_none() {
+            grants.extend(
+                self.default_authorization(default).map(|authorization| Grant { authorization, to: Vec::new() }),
+            );
+        } else if allows().any(|(_, policy)| policy.spec.action == Action::Audit) {
+            grants.extend(
+                self.default_authorization(DefaultPolicy::Audit).map(|a| Grant { authorization: a, to: Vec::new() }),
+            );
+        }
+        let denials: Vec<_> = policies.iter().filter(|(_, policy)| policy.spec.action == Action::Deny).collect();
+        for (name, policy) in denials.iter().filter(|(_, policy)| policy.spec.to.is_empty()) {
+            grants =
+                grants.into_iter().filter_map(|grant| self.deny(grant, &name.namespace, &policy.spec.from)).collect();
+        }
+        let partial: Vec<_> = denials.into_iter().filter(|(_, policy)| !policy.spec.to.is_empty()).copied().collect();
+
+        let first = allows().next().or(policies.first());
+        let meta = first.map_or_else(|| Meta::named(default.as_str()), |(name, _)| policy_meta(name));
+        let opaque = self.is_opaque(name, workload, port);
+        let all =
+            |grants: &[Grant]| grants.iter().filter(|g| g.to.is_empty()).map(|g| g.authorization.clone()).collect();
+        let routed = !partial.is_empty();
+        let routes = if opaque { Vec::new() } else { self.routes(workload, port, &grants, &partial) };
+        Some(Server {
+            labels: labels(&meta),
+            meta,
+            protocol: match opaque {
+                true => InboundProtocol::Opaque,
+                false => {
+                    InboundProtocol::Detect { timeout: DETECT_TIMEOUT, http: InboundHttp { routes, rate_limit: None } }
+                }
+            },
+            ips: workload.ips.clone(),
+            // The server's permissions hold for all of its routes: with a route that someone is denied, they must
+            // all be the routes'.
+            authorizations: if routed { Vec::new() } else { all(&grants) },
+        })
+    }
+
+    /// Health checks; what single policies speak of; the rest.
+    fn routes(
+        &self,
+        workload: &Workload,
+        port: u16,
+        grants: &[Grant],
+        denials: &[(&Name, &AuthorizationPolicy)],
+    ) -> Vec<InboundRoute> {
+        let mut routes = Vec::new();
+        if let Some(paths) = workload.probes.get(&port) {
+            let get = |path: &String| RequestMatch {
+                path: Some(PathMatch::Exact(path.clone())),
+                method: Some("GET".into()),
+                ..RequestMatch::default()
+            };
+            let authorization = Authorization {
+                meta: Meta::named("probe"),
+                networks: networks(&self.cluster.probe_networks),
+                authentication: Authentication::Unauthenticated,
+                labels: labels(&Meta::named("probe")),
+            };
+            let matches = paths.iter().map(get).collect();
+            routes.push(route(Meta::named("probe"), matches, vec![authorization]));
+        }
+        let denied = denials.iter().flat_map(|(_, policy)| policy.spec.to.iter().flat_map(requests));
+        let allowed = grants.iter().flat_map(|grant| grant.to.iter().cloned());
+        let mut parts: Vec<RequestMatch> = Vec::new();
+        for part in denied.chain(allowed) {
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        for part in parts {
+            let own = |grant: &&Grant| match denials.is_empty() {
+                // The server's own permissions are added by the proxy.
+                true => grant.to.iter().any(|to| covers(to, &part)),
+                false => grant.to.is_empty() || grant.to.iter().any(|to| covers(to, &part)),
+            };
+            let mut left: Vec<_> = grants
+                .iter()
+                .filter(own)
+                .map(|g| Grant { authorization: g.authorization.clone(), to: Vec::new() })
+                .collect();
+            // A denial counts where it may concern any of these requests.
+            for (name, policy) in denials {
+                if policy.spec.to.iter().flat_map(requests).any(|to| overlaps(&to, &part)) {
+                    left = left.into_iter().filter_map(|g| self.deny(g, &name.namespace, &policy.spec.from)).collect();
+                }
+            }
+            let authorizations = left.into_iter().map(|grant| grant.authorization).collect();
+            routes.push(route(Meta::named("restricted"), vec![part], authorizations));
+        }
+        let rest = match denials.is_empty() {
+            true => Vec::new(),
+            false => grants.iter().filter(|g| g.to.is_empty()).map(|g| g.authorization.clone()).collect(),
+        };
+        let everything = RequestMatch { path: Some(PathMatch::Prefix("/".into())), ..RequestMatch::default() };
+        routes.push(route(Meta::named("default"), vec![everything], rest));
+        routes
+    }
+
+    fn default_policy(&self, name: &Name, workload: &Workload) -> DefaultPolicy {
+        let namespace = || self.namespace(&name.namespace).and_then(|namespace| namespace.inbound_policy);
+        workload.inbound_policy.or_else(namespace).unwrap_or(self.cluster.inbound_policy)
+    }
+
+    fn default_authorization(&self, policy: DefaultPolicy) -> Option<Authorization> {
+        use DefaultPolicy::{
+            AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated,
+        };
+        let nets = match policy {
+            AllUnauthenticated | AllAuthenticated | Audit => anywhere(),
+            ClusterUnauthenticated | ClusterAuthenticated => networks(&self.cluster.networks),
+            DefaultPolicy::Deny => return None,
+        };
+        let authentication = match policy {
+            AllAuthenticated | ClusterAuthenticated => {
+                Authentication::Identities { names: Vec::new(), suffixes: vec![String::new()] }
+            }
+            _ => Authentication::Unauthenticated,
+        };
+        let meta = Meta::named(policy.as_str());
+        Some(Authorization { labels: labels(&meta), meta, networks: nets, authentication })
+    }
+
+    /// The permission for a set of clients; `None` when it can be nobody.
+    fn authorization(&self, policy: &Name, from: &Client) -> Option<Authorization> {
+        let (names, suffixes) = self.clients(from, &policy.namespace);
+        let authentication = if !is_named(from) {
+            Authentication::Unauthenticated
+        } else if names.is_empty() && suffixes.is_empty() {
+            return None;
+        } else {
+            Authentication::Identities { names, suffixes }
+        };
+        let networks = match from.networks.as_slice() {
+            [] => anywhere(),
+            some => some.iter().map(|n| Network { net: n.cidr, except: n.except.clone() }).collect(),
+        };
+        let meta = policy_meta(policy);
+        Some(Authorization { labels: labels(&meta), meta, networks, authentication })
+    }
+
+    /// Whole names and suffixes of the identities that are listed.
+    fn clients(&self, from: &Client, namespace: &str) -> (Vec<String>, Vec<String>) {
+        let (mut names, mut suffixes) = (BTreeSet::new(), BTreeSet::new());
+        for account in &from.service_accounts {
+            let namespace = account.namespace.as_deref().unwrap_or(namespace);
+            names.extend(self.cluster.identity(&account.name, namespace).map(|id| id.to_string()));
+        }
+        for namespace in &from.namespaces {
+            let (control, domain) = (&self.cluster.control_namespace, &self.cluster.trust_domain);
+            suffixes.insert(format!(".{namespace}.serviceaccount.identity.{control}.{domain}"));
+        }
+        for pattern in &from.identities {
+            match pattern.strip_prefix('*') {
+                Some(suffix) if suffix.is_empty() || suffix.starts_with('.') => suffixes.extend([suffix.to_string()]),
+                Some(_) => {}
+                None => names.extend(pattern.parse::<Identity>().map(|id| id.to_string())),
+            }
+        }
+        (names.into_iter().collect(), suffixes.into_iter().collect())
+    }
+
+    /// What remains of a permission; `None`: nothing.
+    fn deny(&self, mut grant: Grant, namespace: &str, from: &[Client]) -> Option<Grant> {
+        for client in from {
+            let authorization = &mut grant.authorization;
+            if !is_named(client) {
+                if client.networks.is_empty() {
+                    return None;
+                }
+                cut(&mut authorization.networks, client);
+                if authorization.networks.is_empty() {
+                    return None;
+                }
+                continue;
+            }
+            // Some clients, from some networks: denied from everywhere, because a permission can't say both.
+            let (names, suffixes) = self.clients(client, namespace);
+            let denied = |identity: &str| {
+                names.iter().any(|name| name == identity) || suffixes.iter().any(|suffix| ends_with(identity, suffix))
+            };
+            let known = |pattern: &dyn Fn(&str) -> bool| -> Vec<String> {
+                let all = self.identities.keys().map(Identity::as_str);
+                all.filter(|id| pattern(id) && !denied(id)).map(str::to_string).collect()
+            };
+            let remaining = match &authorization.authentication {
+                Authentication::Identities { names, suffixes } => {
+                    let mut left: BTreeSet<_> = names.iter().filter(|name| !denied(name)).cloned().collect();
+                    left.extend(known(&|id| suffixes.iter().any(|suffix| ends_with(id, suffix))));
+                    left.into_iter().collect()
+                }
+                Authentication::Unauthenticated | Authentication::Tls => known(&|_| true),
+            };
+            if remaining.is_empty() {
+                return None;
+            }
+            authorization.authentication = Authentication::Identities { names: remaining, suffixes: Vec::new() };
+        }
+        Some(grant)
+    }
+
+    pub(super) fn selects(&self, policy: &AuthorizationPolicy, workload: &Workload) -> bool {
+        if !policy.spec.selector.selects(&workload.labels) {
+            return false;
+        }
+        let Some(service) = &policy.spec.service else { return true };
+        let service = Name::new(&policy.metadata.namespace, service);
+        self.services.get(&service).is_some_and(|service| service.selects(&workload.labels))
+    }
+}
+
+/// Says what in a policy has no effect, or more than one may expect.
+pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Vec<String>) {
+    for (at, client) in policy.spec.from.iter().enumerate() {
+        for pattern in &client.identities {
+            let bad = match pattern.strip_prefix('*') {
+                Some(suffix) => !suffix.is_empty() && !suffix.starts_with('.'),
+                None => pattern.parse::<Identity>().is_err(),
+            };
+            if bad {
+                problems.push(format!("spec.from[{at}].identities: {pattern:?} is no identity and matches nobody"));
+            }
+        }
+        if policy.spec.action == Action::Deny && is_named(client) && !client.networks.is_empty() {
+            problems.push(format!("spec.from[{at}]: names with networks are denied from all networks"));
+        }
+        if policy.spec.action == Action::Deny && client.networks.iter().any(|network| !network.except.is_empty()) {
+            problems.push(format!("spec.from[{at}].networks: except has no effect, all of the network is denied"));
+        }
+    }
+    let requests = policy.spec.to.iter().flat_map(|to| &to.paths);
+    for path in requests.filter(|path| !path.starts_with('/')) {
+        problems.push(format!("spec.to.paths: {path:?} does not begin with / and matches nothing"));
+    }
+    if policy.spec.action == Action::Audit && !policy.spec.to.is_empty() {
+        problems.push("spec.to: an Audit policy lets everybody do everything, recorded as audit".into());
+    }
+}
+
+/// True when what others are allowed depends on which identities exist.
+pub(super) fn denies_identities(policy: &AuthorizationPolicy) -> bool {
+    policy.spec.action == Action::Deny && policy.spec.from.iter().any(is_named)
+}
+
+fn is_named(client: &Client) -> bool {
+    !(client.service_accounts.is_empty() && client.namespaces.is_empty() && client.identities.is_empty())
+}
+
+fn selects_port(policy: &AuthorizationPolicy, workload: &Workload, port: u16) -> bool {
+    policy.spec.ports.is_empty() || policy.spec.ports.iter().any(|selected| workload.port(selected) == Some(port))
+}
+
+fn ends_with(identity: &str, suffix: &str) -> bool {
+    identity.len() > suffix.len() && identity.ends_with(suffix)
+}
+
+/// Takes networks out of networks. What lies inside a cut goes whole, what contains it gets an exception.
+fn cut(networks: &mut Vec<Network>, client: &Client) {
+    for denied in &client.networks {
+        // A hole in what is denied would be allowed: an exception has none, so it is denied too.
+        networks.retain(|network| !denied.cidr.contains(&network.net));
+        for network in networks.iter_mut().filter(|network| network.net.contains(&denied.cidr)) {
+            if !network.except.contains(&denied.cidr) {
+                network.except.push(denied.cidr);
+            }
+        }
+    }
+}
+
+/// Any of the methods with any of the paths.
+fn requests(from: &Request) -> Vec<RequestMatch> {
+    let paths: Vec<_> = match from.paths.as_slice() {
+        [] => vec![PathMatch::Prefix("/".into())],
+        some => some.iter().filter(|path| path.starts_with('/')).map(|path| path_match(path)).collect(),
+    };
+    let methods: Vec<_> = match from.methods.as_slice() {
+        [] => vec![None],
+        some => some.iter().cloned().map(Some).collect(),
+    };
+    let pair = |path: &PathMatch| {
+        let path = path.clone();
+        methods.iter().map(move |method| RequestMatch {
+            path: Some(path.clone()),
+            method: method.clone(),
+            ..RequestMatch::default()
+        })
+    };
+    paths.iter().flat_map(pair).collect()
+}
+
+fn path_match(path: &str) -> PathMatch {
+    match path.strip_suffix("/*") {
+        Some("") => PathMatch::Prefix("/".into()),
+        Some(prefix) => PathMatch::Prefix(prefix.to_string()),
+        None => PathMatch::Exact(path.to_string()),
+    }
+}
+
+/// True when every request of `part` is one of `whole`.
+fn covers(whole: &RequestMatch, part: &RequestMatch) -> bool {
+    let path = match (&whole.path, &part.path) {
+        (Some(PathMatch::Prefix(whole)), Some(PathMatch::Prefix(part) | PathMatch::Exact(part))) => {
+            is_below(part, whole)
+        }
+        (whole, part) => whole == part,
+    };
+    path && (whole.method.is_none() || whole.method == part.method)
+}
+
+/// True when a request may be of both.
+fn overlaps(one: &RequestMatch, other: &RequestMatch) -> bool {
+    let path = match (&one.path, &other.path) {
+        (Some(PathMatch::Prefix(a)), Some(PathMatch::Prefix(b))) => is_below(a, b) || is_below(b, a),
+        (Some(PathMatch::Prefix(whole)), Some(PathMatch::Exact(part)))
+        | (Some(PathMatch::Exact(part)), Some(PathMatch::Prefix(whole))) => is_below(part, whole),
+        (a, b) => a == b,
+    };
+    path && (one.method.is_none() || other.method.is_none() || one.method == other.method)
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn route(meta: Meta, matches: Vec<RequestMatch>, authorizations: Vec<Authorization>) -> InboundRoute {
+    let rules = vec![InboundRule { matches, filters: Vec::new() }];
+    InboundRoute { meta, hosts: Vec::new(), authorizations, rules, grpc: false }
+}
+
+fn policy_meta(name: &Name) -> Meta {
+    Meta::Resource {
+        group: POLICY_GROUP.into(),
+        // Lower case, as Linkerd's labels have it.
+        kind: "authorizationpolicy".into(),
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        section: String::new(),
+        port: 0,
+    }
+}
+
+/// Linkerd's labels of a server or authorization.
+fn labels(meta: &Meta) -> Labels {
+    let (group, kind) = match meta {
+        Meta::Default(_) => ("", "default"),
+        Meta::Resource { group, kind, .. } => (group.as_str(), kind.as_str()),
+    };
+    let pairs = [("group", group), ("kind", kind), ("name", meta.name())];
+    pairs.map(|(key, value)| (key.to_string(), value.to_string())).into()
+}
+
+fn networks(from: &[IpNet]) -> Vec<Network> {
+    from.iter().map(|net| Network { net: *net, except: Vec::new() }).collect()
+}
+
+fn anywhere() -> Vec<Network> {
+    networks(&[IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())])
+}
+
+/// For proxies that wait; Linkerd's.
+const DETECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,502 @@
+//! Everything known of the cluster, indexed by what proxies ask for. Pure: no I/O, no clock, no await.
+//!
+//! [`Index::apply`] and [`Index::delete`] say which [`Subject`]s may have changed; the questions
+//! ([`Index::outbound`], [`Index::endpoints`], [`Index::server`]) answer from the present state.
+//!
+//! **Invariant:** the index depends only on the objects that are in it, not on the order in which they came.
+
+mod annotations;
+mod endpoints;
+mod inbound;
+mod names;
+mod outbound;
+mod routes;
+mod services;
+#[cfg(test)]
+mod tests;
+mod workloads;
+
+pub use endpoints::EndpointSet;
+pub use inbound::DefaultPolicy;
+pub use names::Asked;
+
+use gossamer_api::defaults;
+use gossamer_api::kubernetes::{AuthorizationPolicy, EndpointSlice, Key, Kind, Map, Name, Object};
+use gossamer_api::settings::Ports;
+use gossamer_api::workload::Identity;
+use ipnet::IpNet;
+use routes::Route;
+use services::Service;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use workloads::Workload;
+
+/// What is the same for the whole cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// The control plane's namespace, part of every identity.
+    pub control_namespace: String,
+    /// The last part of every identity.
+    pub trust_domain: String,
+    /// The DNS suffix of services.
+    pub domain: String,
+    /// Opaque where nothing else is said.
+    pub opaque_ports: Ports,
+    /// Who may reach a port where nothing else is said.
+    pub inbound_policy: DefaultPolicy,
+    /// What `cluster-*` policies mean.
+    pub networks: Vec<IpNet>,
+    /// Where health checks come from; they always get in.
+    pub probe_networks: Vec<IpNet>,
+    /// Tell proxies that HTTP/1 may be carried over HTTP/2 between them.
+    pub http2_hint: bool,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let nets = |text: &str| text.split(',').filter_map(|net| net.parse().ok()).collect();
+        let ports: Vec<_> = defaults::OPAQUE_PORTS.iter().map(u16::to_string).collect();
+        Cluster {
+            control_namespace: defaults::CONTROL_NAMESPACE.into(),
+            trust_domain: defaults::TRUST_DOMAIN.into(),
+            domain: defaults::CLUSTER_DOMAIN.into(),
+            opaque_ports: ports.join(",").parse().unwrap_or_default(),
+            inbound_policy: defaults::INBOUND_POLICY.parse().unwrap_or(DefaultPolicy::Deny),
+            networks: nets(defaults::CLUSTER_NETWORKS),
+            probe_networks: nets("0.0.0.0/0,::/0"),
+            http2_hint: true,
+        }
+    }
+}
+
+impl Cluster {
+    /// The identity of a service account, `None` when its name makes none.
+    pub fn identity(&self, account: &str, namespace: &str) -> Option<Identity> {
+        Identity::service_account(account, namespace, &self.control_namespace, &self.trust_domain).ok()
+    }
+}
+
+/// What an answer depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// Whatever has this address.
+    Address(IpAddr),
+    /// The policy of this service.
+    Service(Name),
+    /// The endpoints of this service.
+    Endpoints(Name),
+    /// The inbound policy of this workload.
+    Workload(Name),
+}
+
+/// Where a question comes from; empty where unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// Namespace of the asking workload.
+    pub namespace: String,
+    /// Its node.
+    pub node: String,
+    /// The zone of that node.
+    pub zone: String,
+}
+
+/// Everything known of the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Index {
+    cluster: Cluster,
+    namespaces: BTreeMap<String, NamespaceConfig>,
+    zones: BTreeMap<String, String>,
+    services: BTreeMap<Name, Service>,
+    service_ips: HashMap<IpAddr, BTreeSet<Name>>,
+    workloads: BTreeMap<Name, Workload>,
+    workload_ips: HashMap<IpAddr, BTreeSet<Name>>,
+    /// Meshed workloads per identity.
+    identities: BTreeMap<Identity, usize>,
+    /// Pods that a service's selector selects, and the reverse.
+    selected: Pairs,
+    slices: BTreeMap<Name, Slice>,
+    /// Slices of a service.
+    slices_of: Pairs,
+    /// Slices that name a pod.
+    slices_with: Pairs,
+    routes: BTreeMap<Key, Route>,
+    /// Routes whose parent is a service.
+    routes_of: BTreeMap<Name, BTreeSet<Key>>,
+    /// Routes that send something to a service.
+    routes_to: BTreeMap<Name, BTreeSet<Key>>,
+    policies: BTreeMap<Name, AuthorizationPolicy>,
+    problems: BTreeMap<Key, Vec<String>>,
+}
+
+/// A relation between two names, readable from both sides.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Pairs {
+    right: BTreeMap<Name, BTreeSet<Name>>,
+    left: BTreeMap<Name, BTreeSet<Name>>,
+}
+
+impl Pairs {
+    fn insert(&mut self, left: &Name, right: &Name) {
+        self.right.entry(left.clone()).or_default().insert(right.clone());
+        self.left.entry(right.clone()).or_default().insert(left.clone());
+    }
+
+    fn remove(&mut self, left: &Name, right: &Name) {
+        drop_from(&mut self.right, left, right);
+        drop_from(&mut self.left, right, left);
+    }
+
+    fn of(&self, left: &Name) -> impl Iterator<Item = &Name> + Clone {
+        self.right.get(left).into_iter().flatten()
+    }
+
+    fn with(&self, right: &Name) -> impl Iterator<Item = &Name> + Clone {
+        self.left.get(right).into_iter().flatten()
+    }
+
+    fn remove_left(&mut self, left: &Name) {
+        for right in self.right.remove(left).into_iter().flatten() {
+            drop_from(&mut self.left, &right, left);
+        }
+    }
+
+    fn remove_right(&mut self, right: &Name) {
+        for left in self.left.remove(right).into_iter().flatten() {
+            drop_from(&mut self.right, &left, right);
+        }
+    }
+}
+
+fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn drop_ip(map: &mut HashMap<IpAddr, BTreeSet<Name>>, ip: IpAddr, name: &Name) {
+    if let Some(set) = map.get_mut(&ip) {
+        set.remove(name);
+        if set.is_empty() {
+            map.remove(&ip);
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Slice {
+    service: Name,
+    object: EndpointSlice,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct NamespaceConfig {
+    opaque_ports: Option<Ports>,
+    skip_inbound_ports: Option<Ports>,
+    inbound_policy: Option<DefaultPolicy>,
+}
+
+impl Index {
+    /// An empty cluster.
+    pub fn new(cluster: Cluster) -> Self {
+        Index { cluster, ..Index::default() }
+    }
+
+    /// What is the same for the whole cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Takes a new or changed object; gives what may have changed by it.
+    pub fn apply(&mut self, object: Object) -> BTreeSet<Subject> {
+        let key = object.key();
+        let mut changed = BTreeSet::new();
+        self.touch(&key, &mut changed);
+        self.remove(&key);
+        self.insert(&key, object);
+        self.touch(&key, &mut changed);
+        changed
+    }
+
+    /// Forgets an object; gives what may have changed by it.
+    pub fn delete(&mut self, key: &Key) -> BTreeSet<Subject> {
+        let mut changed = BTreeSet::new();
+        self.touch(key, &mut changed);
+        self.remove(key);
+        changed
+    }
+
+    /// What is wrong with an object although it was taken: parts that are ignored.
+    pub fn problems(&self, key: &Key) -> &[String] {
+        self.problems.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many services and workloads there are.
+    pub fn len(&self) -> (usize, usize) {
+        (self.services.len(), self.workloads.len())
+    }
+
+    /// True when nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == (0, 0)
+    }
+
+    /// Where a workload asks from.
+    pub fn source(&self, namespace: &str, pod: &str, node: &str) -> Source {
+        let workload = self.workloads.get(&Name::new(namespace, pod));
+        let node = if node.is_empty() { workload.map_or("", |w| w.node.as_str()) } else { node };
+        let zone = workload.and_then(|w| w.zone.as_ref()).or_else(|| self.zones.get(node));
+        Source { namespace: namespace.to_string(), node: node.to_string(), zone: zone.cloned().unwrap_or_default() }
+    }
+
+    /// Adds what depends on an object as it is now.
+    fn touch(&self, key: &Key, changed: &mut BTreeSet<Subject>) {
+        let name = &key.name;
+        match key.kind {
+            Kind::Namespace => {
+                for service in in_namespace(&self.services, &name.name) {
+                    self.touch_service(service, changed);
+                }
+                for workload in in_namespace(&self.workloads, &name.name) {
+                    self.touch_workload(workload, changed);
+                }
+            }
+            Kind::Node => {
+                for (workload, _) in self.workloads.iter().filter(|(_, w)| *w.node == *name.name) {
+                    self.touch_endpoint(workload, changed);
+                }
+            }
+            Kind::Service => {
+                self.touch_service(name, changed);
+                for workload in self.workloads_of(name) {
+                    changed.insert(Subject::Workload(workload.clone()));
+                    self.touch_addresses(workload, changed);
+                }
+                for route in self.routes_to.get(name).into_iter().flatten() {
+                    self.touch(route, changed);
+                }
+            }
+            Kind::Pod => {
+                self.touch_workload(name, changed);
+                // A policy that denies an identity lists all others.
+                if self.policies.values().any(inbound::denies_identities) {
+                    for (name, policy) in self.policies.iter().filter(|(_, p)| inbound::denies_identities(p)) {
+                        self.touch_policy(name, policy, changed);
+                    }
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.slices.get(name) {
+                    changed.insert(Subject::Endpoints(slice.service.clone()));
+                    for workload in self.slices_with.with(name) {
+                        changed.insert(Subject::Workload(workload.clone()));
+                    }
+                }
+            }
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                for (parent, _) in self.routes.get(key).iter().flat_map(|route| &route.parents) {
+                    self.touch_policy_of(parent, changed);
+                }
+            }
+            Kind::AuthorizationPolicy => {
+                if let Some(policy) = self.policies.get(name) {
+                    self.touch_policy(name, policy, changed);
+                }
+            }
+        }
+    }
+
+    fn touch_service(&self, name: &Name, changed: &mut BTreeSet<Subject>) {
+        self.touch_policy_of(name, changed);
+        changed.insert(Subject::Endpoints(name.clone()));
+    }
+
+    fn touch_policy_of(&self, name: &Name, changed: &mut BTreeSet<Subject>) {
+        changed.insert(Subject::Service(name.clone()));
+        for ip in self.services.get(name).iter().flat_map(|service| &service.ips) {
+            changed.insert(Subject::Address(*ip));
+        }
+    }
+
+    fn touch_workload(&self, name: &Name, changed: &mut BTreeSet<Subject>) {
+        changed.insert(Subject::Workload(name.clone()));
+        self.touch_endpoint(name, changed);
+    }
+
+    fn touch_endpoint(&self, name: &Name, changed: &mut BTreeSet<Subject>) {
+        self.touch_addresses(name, changed);
+        for service in self.services_with(name) {
+            changed.insert(Subject::Endpoints(service.clone()));
+            // `POD.SERVICE` names one pod.
+            changed.insert(Subject::Service(service.clone()));
+        }
+    }
+
+    fn touch_addresses(&self, name: &Name, changed: &mut BTreeSet<Subject>) {
+        for ip in self.workloads.get(name).iter().flat_map(|workload| &workload.ips) {
+            changed.insert(Subject::Address(*ip));
+        }
+    }
+
+    fn touch_policy(&self, name: &Name, policy: &AuthorizationPolicy, changed: &mut BTreeSet<Subject>) {
+        for workload in in_namespace(&self.workloads, &name.namespace) {
+            if self.workloads.get(workload).is_some_and(|w| self.selects(policy, w)) {
+                changed.insert(Subject::Workload(workload.clone()));
+            }
+        }
+    }
+
+    fn insert(&mut self, key: &Key, object: Object) {
+        let name = key.name.clone();
+        let mut problems = Vec::new();
+        match object {
+            Object::Namespace(namespace) => {
+                let config = NamespaceConfig::read(&namespace.metadata.annotations, &mut problems);
+                self.namespaces.insert(name.name.to_string(), config);
+            }
+            Object::Node(node) => {
+                if let Some(zone) = node.metadata.labels.get(ZONE_LABEL) {
+                    self.zones.insert(name.name.to_string(), zone.clone());
+                }
+            }
+            Object::Service(service) => {
+                let service = Service::read(&service, &mut problems);
+                for ip in &service.ips {
+                    self.service_ips.entry(*ip).or_default().insert(name.clone());
+                }
+                for workload in in_namespace(&self.workloads, &name.namespace) {
+                    if self.workloads.get(workload).is_some_and(|w| service.selects(&w.labels)) {
+                        self.selected.insert(&name, workload);
+                    }
+                }
+                self.services.insert(name, service);
+            }
+            Object::Pod(pod) => {
+                let workload = Workload::read(&pod, &self.cluster, &mut problems);
+                for ip in &workload.ips {
+                    self.workload_ips.entry(*ip).or_default().insert(name.clone());
+                }
+                for service in in_namespace(&self.services, &name.namespace) {
+                    if self.services.get(service).is_some_and(|s| s.selects(&workload.labels)) {
+                        self.selected.insert(service, &name);
+                    }
+                }
+                if let Some(identity) = &workload.identity {
+                    *self.identities.entry(identity.clone()).or_default() += 1;
+                }
+                self.workloads.insert(name, workload);
+            }
+            Object::EndpointSlice(slice) => match slice.metadata.labels.get(SERVICE_LABEL) {
+                Some(service) => {
+                    let service = Name::new(&name.namespace, service);
+                    self.slices_of.insert(&service, &name);
+                    for endpoint in &slice.endpoints {
+                        if let Some(pod) = endpoints::pod_of(&name, endpoint) {
+                            self.slices_with.insert(&pod, &name);
+                        }
+                    }
+                    self.slices.insert(name, Slice { service, object: slice });
+                }
+                None => problems.push(format!("has no label {SERVICE_LABEL}: belongs to no service")),
+            },
+            Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
+                let route = Route::read(&object, &mut problems);
+                for (parent, _) in &route.parents {
+                    self.routes_of.entry(parent.clone()).or_default().insert(key.clone());
+                }
+                for service in route.backends() {
+                    self.routes_to.entry(service.clone()).or_default().insert(key.clone());
+                }
+                self.routes.insert(key.clone(), route);
+            }
+            Object::AuthorizationPolicy(policy) => {
+                inbound::check(&policy, &mut problems);
+                self.policies.insert(name, policy);
+            }
+        }
+        if !problems.is_empty() {
+            self.problems.insert(key.clone(), problems);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let name = &key.name;
+        self.problems.remove(key);
+        match key.kind {
+            Kind::Namespace => drop(self.namespaces.remove(&*name.name)),
+            Kind::Node => drop(self.zones.remove(&*name.name)),
+            Kind::Service => {
+                for ip in self.services.remove(name).iter().flat_map(|service| &service.ips) {
+                    drop_ip(&mut self.service_ips, *ip, name);
+                }
+                self.selected.remove_left(name);
+            }
+            Kind::Pod => {
+                let Some(workload) = self.workloads.remove(name) else { return };
+                for ip in &workload.ips {
+                    drop_ip(&mut self.workload_ips, *ip, name);
+                }
+                self.selected.remove_right(name);
+                if let Some(identity) = &workload.identity {
+                    match self.identities.get_mut(identity) {
+                        Some(count) if *count > 1 => *count -= 1,
+                        _ => drop(self.identities.remove(identity)),
+                    }
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.slices.remove(name) {
+                    self.slices_of.remove(&slice.service, name);
+                    self.slices_with.remove_right(name);
+                }
+            }
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                let Some(route) = self.routes.remove(key) else { return };
+                for (parent, _) in &route.parents {
+                    drop_from(&mut self.routes_of, parent, key);
+                }
+                for service in route.backends() {
+                    drop_from(&mut self.routes_to, service, key);
+                }
+            }
+            Kind::AuthorizationPolicy => drop(self.policies.remove(name)),
+        }
+    }
+
+    /// Pods of a service: those of its slices if it has any, else those that its selector selects.
+    fn workloads_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Name> {
+        self.selected.of(service).chain(self.slices_of.of(service).flat_map(|slice| self.slices_with.with(slice)))
+    }
+
+    /// Services that a pod belongs to.
+    fn services_with<'a>(&'a self, workload: &'a Name) -> impl Iterator<Item = &'a Name> {
+        let sliced = self.slices_with.of(workload).filter_map(|slice| Some(&self.slices.get(slice)?.service));
+        self.selected.with(workload).chain(sliced)
+    }
+
+    fn namespace(&self, name: &str) -> Option<&NamespaceConfig> {
+        self.namespaces.get(name)
+    }
+}
+
+impl NamespaceConfig {
+    fn read(annotations: &Map, problems: &mut Vec<String>) -> Self {
+        NamespaceConfig {
+            opaque_ports: annotations::config(annotations, "opaque-ports", problems),
+            skip_inbound_ports: annotations::config(annotations, "skip-inbound-ports", problems),
+            inbound_policy: annotations::config(annotations, "default-inbound-policy", problems),
+        }
+    }
+}
+
+/// The names of a namespace's objects, in order.
+fn in_namespace<'a, T>(map: &'a BTreeMap<Name, T>, namespace: &str) -> impl Iterator<Item = &'a Name> + use<'a, T> {
+    let first = Name::new(namespace, "");
+    let namespace = first.namespace.clone();
+    map.range(first..).map(|(name, _)| name).take_while(move |name| name.namespace == namespace)
+}
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";

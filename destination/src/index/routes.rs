@@ -1,0 +1,358 @@
+//! Gateway API routes in the mesh's words, read once when the object comes; backends are looked up when asked.
+//!
+//! What can't be obeyed is left out and reported. A filter that is not supported is ignored and the route stays, so
+//! that traffic keeps its way; a match that is not supported is left out with its traffic, because to match more than
+//! was asked for would send requests astray.
+
+use super::annotations;
+use gossamer_api::defaults;
+use gossamer_api::kubernetes::{
+    BackendRef, GrpcRouteMatch, HeaderModifier, HttpRouteMatch, HttpRouteRule, Key, Kind, Name, NamedMatch, Object,
+    ParentRef, RequestRedirect, RouteFilter, RouteRetry,
+};
+use gossamer_api::policy::{
+    Backoff, Failure, Filter, HeaderEdit, HeaderMatch, HostMatch, Meta, PathMatch, PathModifier, QueryMatch, Redirect,
+    RequestMatch, Retry, Timeouts, ValueMatch,
+};
+use gossamer_api::settings::parse_duration;
+use std::time::Duration;
+
+/// A route, as far as it can be obeyed.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Route {
+    pub(super) key: Key,
+    /// Older routes win; RFC 3339 in UTC sorts as text.
+    pub(super) created: String,
+    /// Services, and a port or all of them.
+    pub(super) parents: Vec<(Name, Option<u16>)>,
+    pub(super) hosts: Vec<HostMatch>,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// One rule of a route.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Rule {
+    pub(super) matches: Vec<RequestMatch>,
+    pub(super) filters: Vec<Filter>,
+    /// `None`: the parent itself.
+    pub(super) backends: Option<Vec<RuleBackend>>,
+    pub(super) timeouts: Timeouts,
+    pub(super) retry: Option<Retry>,
+}
+
+/// Where a rule sends requests.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RuleBackend {
+    /// `None`: not a service.
+    pub(super) service: Option<Name>,
+    pub(super) name: String,
+    pub(super) port: Option<u16>,
+    pub(super) weight: u32,
+    pub(super) filters: Vec<Filter>,
+}
+
+impl Route {
+    pub(super) fn read(object: &Object, problems: &mut Vec<String>) -> Self {
+        let (metadata, key) = (object.metadata(), object.key());
+        let namespace = &metadata.namespace;
+        let (parents, hostnames, rules) = match object {
+            Object::HttpRoute(route) => {
+                let rules = route.spec.rules.iter().filter_map(|rule| http_rule(rule, namespace, problems)).collect();
+                (&route.spec.parent_refs, &route.spec.hostnames, rules)
+            }
+            Object::GrpcRoute(route) => {
+                let mut rules = Vec::new();
+                for rule in &route.spec.rules {
+                    let matches = matches(&rule.matches, problems, grpc_match);
+                    let filters = filters(&rule.filters, problems);
+                    let backends = backends(&rule.backend_refs, namespace, problems);
+                    rules.extend(matches.map(|matches| Rule { matches, filters, backends, ..Rule::default() }));
+                }
+                (&route.spec.parent_refs, &route.spec.hostnames, rules)
+            }
+            Object::TcpRoute(route) | Object::TlsRoute(route) => {
+                if route.spec.rules.len() > 1 {
+                    problems.push("spec.rules: only the first is used".into());
+                }
+                let refs = route.spec.rules.iter().take(1);
+                let rules =
+                    refs.map(|r| Rule { backends: backends(&r.backend_refs, namespace, problems), ..Rule::default() });
+                (&route.spec.parent_refs, &route.spec.hostnames, rules.collect())
+            }
+            _ => (&Vec::new(), &Vec::new(), Vec::new()),
+        };
+        let mut route = Route {
+            created: metadata.creation_timestamp.clone().unwrap_or_default(),
+            parents: parents.iter().filter_map(|parent| service_parent(parent, namespace)).collect(),
+            hosts: hostnames.iter().map(|host| host_match(host)).collect(),
+            rules,
+            key,
+        };
+        route.annotate(object, problems);
+        route
+    }
+
+    /// Linkerd's one-liners on a route count where its own fields say nothing.
+    fn annotate(&mut self, object: &Object, problems: &mut Vec<String>) {
+        if !matches!(object.kind(), Kind::HttpRoute | Kind::GrpcRoute) {
+            return;
+        }
+        let notes = &object.metadata().annotations;
+        let (timeouts, retry) = (annotations::timeouts(notes, problems), annotations::retry(notes, problems));
+        for rule in &mut self.rules {
+            rule.timeouts.request = rule.timeouts.request.or(timeouts.request);
+            rule.timeouts.response = rule.timeouts.response.or(timeouts.response);
+            rule.timeouts.idle = rule.timeouts.idle.or(timeouts.idle);
+            rule.retry = rule.retry.take().or_else(|| retry.clone());
+        }
+    }
+
+    /// The object, for metrics and errors.
+    pub(super) fn meta(&self) -> Meta {
+        let (group, kind) = self.key.kind.group_kind();
+        Meta::Resource {
+            group: group.into(),
+            kind: kind.into(),
+            namespace: self.key.name.namespace.to_string(),
+            name: self.key.name.name.to_string(),
+            section: String::new(),
+            port: 0,
+        }
+    }
+
+    /// The services that it sends something to.
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Name> {
+        self.rules.iter().flat_map(|rule| rule.backends.iter().flatten()).filter_map(|backend| backend.service.as_ref())
+    }
+
+    /// True when it treats requests to this port of this service.
+    pub(super) fn is_for(&self, service: &Name, port: u16) -> bool {
+        self.parents.iter().any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
+    }
+}
+
+fn http_rule(rule: &HttpRouteRule, namespace: &str, problems: &mut Vec<String>) -> Option<Rule> {
+    let matches = matches(&rule.matches, problems, http_match)?;
+    let mut duration = |value: &Option<String>| {
+        let value = value.as_deref()?;
+        let parsed = gep_duration(value);
+        if parsed.is_none() {
+            problems.push(format!("timeout {value:?} is ignored: not a duration as 500ms or 1m30s"));
+        }
+        parsed.filter(|timeout| !timeout.is_zero())
+    };
+    let (mut request, mut attempt) = (None, None);
+    if let Some(timeouts) = &rule.timeouts {
+        (request, attempt) = (duration(&timeouts.request), duration(&timeouts.backend_request));
+    }
+    let mut retry = rule.retry.as_ref().map(|retry| route_retry(retry, problems));
+    let mut timeouts = Timeouts { request, ..Timeouts::default() };
+    // One attempt's time bounds the attempt where there can be several, else the only response.
+    match &mut retry {
+        Some(retry) => retry.timeout = attempt,
+        None => timeouts.response = attempt,
+    }
+    let filters = filters(&rule.filters, problems);
+    Some(Rule { matches, filters, backends: backends(&rule.backend_refs, namespace, problems), timeouts, retry })
+}
+
+fn route_retry(from: &RouteRetry, problems: &mut Vec<String>) -> Retry {
+    let min = from.backoff.as_deref().and_then(|text| {
+        let parsed = gep_duration(text);
+        if parsed.is_none() {
+            problems.push(format!("retry.backoff {text:?} is ignored: not a duration as 500ms"));
+        }
+        parsed.filter(|min| !min.is_zero())
+    });
+    let default = annotations::retry_backoff();
+    let backoff = min.map_or(default, |min| Backoff { min, max: default.max.max(min * 10), ..default });
+    Retry {
+        limit: from.attempts.unwrap_or(1),
+        max_body: defaults::RETRY_MAX_BODY,
+        statuses: from.codes.iter().map(|code| (*code, *code)).collect(),
+        grpc_codes: Vec::new(),
+        timeout: None,
+        backoff: Some(backoff),
+    }
+}
+
+/// `None` when there were matches but none can be obeyed: then the rule is left out.
+fn matches<T>(
+    from: &[T],
+    problems: &mut Vec<String>,
+    read: impl Fn(&T) -> Result<RequestMatch, String>,
+) -> Option<Vec<RequestMatch>> {
+    let mut found = Vec::with_capacity(from.len());
+    for each in from {
+        match read(each) {
+            Ok(one) => found.push(one),
+            Err(reason) => problems.push(format!("a match is left out: {reason}")),
+        }
+    }
+    (from.is_empty() || !found.is_empty()).then_some(found)
+}
+
+fn http_match(from: &HttpRouteMatch) -> Result<RequestMatch, String> {
+    let path = from.path.as_ref().map(|path| {
+        let value = path.value.clone().unwrap_or_else(|| "/".into());
+        match path.kind.as_deref() {
+            Some("Exact") => Ok(PathMatch::Exact(value)),
+            None | Some("PathPrefix") => Ok(PathMatch::Prefix(value)),
+            Some("RegularExpression") => Ok(PathMatch::Regex(checked(&value)?)),
+            Some(other) => Err(format!("path.type {other:?} is unknown")),
+        }
+    });
+    let query = |m: &NamedMatch| Ok::<_, String>(QueryMatch { name: m.name.clone(), value: value_match(m)? });
+    Ok(RequestMatch {
+        path: path.transpose()?,
+        headers: headers(&from.headers)?,
+        query: from.query_params.iter().map(query).collect::<Result<_, _>>()?,
+        method: from.method.clone(),
+    })
+}
+
+fn grpc_match(from: &GrpcRouteMatch) -> Result<RequestMatch, String> {
+    let path = match &from.method {
+        None => None,
+        Some(method) if matches!(method.kind.as_deref(), None | Some("Exact")) => Some(PathMatch::Rpc {
+            service: method.service.clone().unwrap_or_default(),
+            method: method.method.clone().unwrap_or_default(),
+        }),
+        Some(method) => return Err(format!("method.type {:?} is not supported", method.kind.as_deref().unwrap_or(""))),
+    };
+    Ok(RequestMatch { path, headers: headers(&from.headers)?, ..RequestMatch::default() })
+}
+
+fn headers(from: &[NamedMatch]) -> Result<Vec<HeaderMatch>, String> {
+    from.iter().map(|m| Ok(HeaderMatch { name: m.name.to_ascii_lowercase(), value: value_match(m)? })).collect()
+}
+
+fn value_match(from: &NamedMatch) -> Result<ValueMatch, String> {
+    match from.kind.as_deref() {
+        None | Some("Exact") => Ok(ValueMatch::Exact(from.value.clone().into_bytes())),
+        Some("RegularExpression") => Ok(ValueMatch::Regex(checked(&from.value)?)),
+        Some(other) => Err(format!("type {other:?} of {:?} is unknown", from.name)),
+    }
+}
+
+/// A proxy refuses a whole policy for an expression that it can't read.
+fn checked(expression: &str) -> Result<String, String> {
+    match regex::RegexBuilder::new(expression).size_limit(REGEX_BYTES).build() {
+        Ok(_) => Ok(expression.to_string()),
+        Err(error) => Err(format!("{expression:?} is no regular expression: {error}")),
+    }
+}
+
+/// Filters that are supported; the others are reported and ignored.
+fn filters(from: &[RouteFilter], problems: &mut Vec<String>) -> Vec<Filter> {
+    let mut found = Vec::new();
+    for filter in from {
+        let read = match filter.kind.as_str() {
+            "RequestHeaderModifier" => filter.request_header_modifier.as_ref().map(|h| Filter::RequestHeaders(edit(h))),
+            "ResponseHeaderModifier" => {
+                filter.response_header_modifier.as_ref().map(|h| Filter::ResponseHeaders(edit(h)))
+            }
+            "RequestRedirect" => filter.request_redirect.as_ref().map(|r| Filter::Redirect(redirect(r))),
+            _ => None,
+        };
+        match read {
+            Some(filter) => found.push(filter),
+            None => problems.push(format!("filter {:?} is ignored: not supported, or empty", filter.kind)),
+        }
+    }
+    found
+}
+
+fn edit(from: &HeaderModifier) -> HeaderEdit {
+    let all = |headers: &[gossamer_api::kubernetes::Header]| {
+        headers.iter().map(|header| (header.name.clone(), header.value.clone().into_bytes())).collect()
+    };
+    HeaderEdit { set: all(&from.set), add: all(&from.add), remove: from.remove.clone() }
+}
+
+fn redirect(from: &RequestRedirect) -> Redirect {
+    let path = from.path.as_ref().and_then(|path| {
+        let full = path.replace_full_path.clone().map(PathModifier::Full);
+        full.or_else(|| path.replace_prefix_match.clone().map(PathModifier::Prefix))
+    });
+    Redirect {
+        scheme: from.scheme.clone(),
+        host: from.hostname.clone(),
+        port: from.port,
+        path,
+        status: from.status_code.unwrap_or(302),
+    }
+}
+
+fn backends(from: &[BackendRef], namespace: &str, problems: &mut Vec<String>) -> Option<Vec<RuleBackend>> {
+    if from.is_empty() {
+        return None;
+    }
+    let read = |backend: &BackendRef| {
+        let core = matches!(backend.group.as_deref(), None | Some("" | "core"));
+        let service = core && matches!(backend.kind.as_deref(), None | Some("Service"));
+        if !service {
+            let kind = backend.kind.as_deref().unwrap_or("Service");
+            problems.push(format!("backend {:?} of kind {kind:?} is not supported: its share fails", backend.name));
+        }
+        let namespace = backend.namespace.as_deref().unwrap_or(namespace);
+        RuleBackend {
+            service: service.then(|| Name::new(namespace, &backend.name)),
+            name: backend.name.clone(),
+            port: backend.port,
+            weight: backend.weight.unwrap_or(1),
+            filters: filters(&backend.filters, &mut Vec::new()),
+        }
+    };
+    let mut read = read;
+    Some(from.iter().map(&mut read).collect())
+}
+
+fn service_parent(parent: &ParentRef, namespace: &str) -> Option<(Name, Option<u16>)> {
+    let core = matches!(parent.group.as_deref(), Some("" | "core"));
+    let service = core && parent.kind.as_deref() == Some("Service");
+    service.then(|| (Name::new(parent.namespace.as_deref().unwrap_or(namespace), &parent.name), parent.port))
+}
+
+fn host_match(host: &str) -> HostMatch {
+    let host = host.to_ascii_lowercase();
+    match host.strip_prefix("*.") {
+        Some(suffix) => HostMatch::Suffix(suffix.to_string()),
+        None => HostMatch::Exact(host),
+    }
+}
+
+/// Fails everything: what the Gateway API asks for where nothing is left to send requests to.
+pub(super) fn failure(message: String) -> Filter {
+    Filter::Fail(Failure { status: 500, message, ratio: (1, 1) })
+}
+
+/// A Gateway API duration (GEP-2257): `1m30s`, `500ms`.
+fn gep_duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut sum) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |unit| digits + unit);
+        sum = sum.checked_add(parse_duration(&rest[..unit])?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(sum)
+}
+
+/// As linkerd2-proxy's own engine: bounds what an expression may cost.
+const REGEX_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(gep_duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(gep_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(gep_duration("0s"), Some(Duration::ZERO));
+        for bad in ["", "1", "s", "1x", "1.5s", "-1s"] {
+            assert_eq!(gep_duration(bad), None, "{bad}");
+        }
+    }
+}

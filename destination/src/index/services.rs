@@ -1,0 +1,147 @@
+//! Services: addresses, ports, and what each port is known to speak.
+
+use super::{Index, annotations};
+use gossamer_api::kubernetes::{self, IntOrString, Map, Name};
+use gossamer_api::policy::{Breaker, Load, Retry, Timeouts};
+use gossamer_api::settings::Ports;
+use std::net::IpAddr;
+
+/// A service, as far as it matters.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Service {
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) ports: Vec<Port>,
+    pub(super) selector: Map,
+    /// Only endpoints on the client's node.
+    pub(super) local: bool,
+    pub(super) opaque_ports: Option<Ports>,
+    pub(super) breaker: Option<Breaker>,
+    pub(super) load: Load,
+    pub(super) retry: Option<Retry>,
+    pub(super) timeouts: Timeouts,
+}
+
+/// A TCP port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) number: u16,
+    pub(super) target: IntOrString,
+    pub(super) declared: Option<Speaks>,
+}
+
+/// What a port is known to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    Unknown,
+    Http1,
+    Http2,
+    Grpc,
+    Opaque,
+}
+
+impl Service {
+    pub(super) fn read(from: &kubernetes::Service, problems: &mut Vec<String>) -> Self {
+        let (spec, notes) = (&from.spec, &from.metadata.annotations);
+        let mut ips: Vec<IpAddr> =
+            std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|ip| ip.parse().ok()).collect();
+        ips.dedup();
+        if spec.kind == "ExternalName" {
+            problems.push("ExternalName services are left to DNS".into());
+            ips.clear();
+        }
+        let tcp = spec.ports.iter().filter(|port| matches!(port.protocol.as_str(), "" | "TCP"));
+        Service {
+            ips,
+            ports: tcp.map(Port::read).collect(),
+            selector: spec.selector.clone(),
+            local: spec.internal_traffic_policy == "Local",
+            opaque_ports: annotations::config(notes, "opaque-ports", problems),
+            breaker: annotations::breaker(notes, problems),
+            load: annotations::load(notes, problems),
+            retry: annotations::retry(notes, problems),
+            timeouts: annotations::timeouts(notes, problems),
+        }
+    }
+
+    pub(super) fn selects(&self, labels: &Map) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    pub(super) fn port(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+impl Port {
+    fn read(from: &kubernetes::ServicePort) -> Self {
+        let declared = from.app_protocol.as_deref().map(by_app_protocol).or_else(|| by_port_name(&from.name));
+        Port {
+            name: from.name.clone(),
+            number: from.port,
+            target: from.target_port.clone().unwrap_or(IntOrString::Int(from.port)),
+            declared,
+        }
+    }
+}
+
+/// What an `appProtocol` says. Unknown ones are bytes, as in Linkerd.
+fn by_app_protocol(text: &str) -> Speaks {
+    match text.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "kubernetes.io/ws" => Speaks::Http1,
+        "kubernetes.io/h2c" | "h2c" | "http2" => Speaks::Http2,
+        "grpc" | "gossamer.io/grpc" | "kubernetes.io/grpc" => Speaks::Grpc,
+        _ => Speaks::Opaque,
+    }
+}
+
+/// What a port's name says (`grpc-api`). `http` says nothing of the version, and HTTP of either is recognized by its
+/// first bytes, so such a port is left to detection: gRPC on a port called `http` is common.
+fn by_port_name(name: &str) -> Option<Speaks> {
+    Some(match name.split('-').next()? {
+        "grpc" => Speaks::Grpc,
+        "http2" | "h2c" => Speaks::Http2,
+        "tcp" | "mysql" | "redis" | "mongo" | "postgres" | "postgresql" | "amqp" | "kafka" | "smtp" => Speaks::Opaque,
+        _ => return None,
+    })
+}
+
+impl Index {
+    /// What a service's port speaks: by annotation, declaration, then the cluster's opaque ports.
+    pub(super) fn speaks(&self, name: &Name, service: &Service, port: &Port) -> Speaks {
+        let namespace = self.namespace(&name.namespace).and_then(|namespace| namespace.opaque_ports.as_ref());
+        let annotated = service.opaque_ports.as_ref().or(namespace);
+        if annotated.is_some_and(|ports| ports.contains(port.number)) {
+            return Speaks::Opaque;
+        }
+        match port.declared {
+            Some(declared) => declared,
+            None if annotated.is_none() && self.cluster.opaque_ports.contains(port.number) => Speaks::Opaque,
+            None => Speaks::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_by_declaration() {
+        for (text, speaks) in [
+            ("http", Speaks::Http1),
+            ("kubernetes.io/h2c", Speaks::Http2),
+            ("grpc", Speaks::Grpc),
+            ("linkerd.io/opaque", Speaks::Opaque),
+            ("gossamer.io/opaque", Speaks::Opaque),
+            ("https", Speaks::Opaque),
+        ] {
+            assert_eq!(by_app_protocol(text), speaks, "{text}");
+        }
+        for (name, speaks) in
+            [("grpc-api", Some(Speaks::Grpc)), ("tcp", Some(Speaks::Opaque)), ("http-web", None), ("", None)]
+        {
+            assert_eq!(by_port_name(name), speaks, "{name}");
+        }
+    }
+}
