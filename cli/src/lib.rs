@@ -10,6 +10,7 @@ pub mod error;
 pub mod node;
 pub mod output;
 pub mod plane;
+pub mod registry;
 pub mod replica;
 pub mod sandbox;
 pub mod scrape;

@@ -27,13 +27,9 @@ impl Node {
 
     /// The `resolv.conf` for replicas of a namespace.
     pub fn resolv_conf(&self, namespace: &str) -> Result<PathBuf> {
-        resolv_conf(self.state.file(&format!("resolv-{namespace}.conf")), namespace)
+        let path = self.state.file(&format!("resolv-{namespace}.conf"));
+        let text = dns::resolv_conf(network::NODE, namespace, defaults::CLUSTER_DOMAIN);
+        std::fs::write(&path, text).context(path.display())?;
+        Ok(path)
     }
-}
-
-/// Writes a `resolv.conf` for replicas of a namespace.
-pub fn resolv_conf(path: PathBuf, namespace: &str) -> Result<PathBuf> {
-    let text = dns::resolv_conf(network::NODE, namespace, defaults::CLUSTER_DOMAIN);
-    std::fs::write(&path, text).context(path.display())?;
-    Ok(path)
 }

@@ -4,7 +4,7 @@ use crate::demo::{app, services};
 use crate::error::{CommandError, Context, Result, causes};
 use crate::node::Node;
 use crate::output::{Format, paint, paint_err};
-use crate::plane::{Directory, Plane};
+use crate::plane::{Directory, Lease, Plane};
 use crate::replica::{Replica, Words, terminate};
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::state::State;
@@ -12,6 +12,7 @@ use crate::scrape::{self, Golden};
 use crate::view::{self, Row};
 use futures_util::future::try_join_all;
 use gossamer_api::process::stop::Stop;
+use gossamer_api::wire::mesh::Registered;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -77,7 +78,8 @@ struct Demo {
     // In the order in which they end.
     apps: Vec<(String, Child)>,
     replicas: Vec<Replica>,
-    _node: Node,
+    _leases: Vec<Lease>,
+    node: Node,
     meshed: bool,
 }
 
@@ -103,10 +105,12 @@ impl Demo {
         let services = services::all(args.rate, args.unmeshed)?;
         let (resolv, logs) = (node.resolv_conf(services::NAMESPACE)?, node.state.file("logs"));
 
-        let mut wanted = Vec::new();
+        let (mut wanted, mut leases) = (Vec::new(), Vec::new());
         for service in &services {
             for arguments in &service.replicas {
-                wanted.push((service, arguments, registry.register(service)?));
+                let (registered, lease) = registry.register(service)?;
+                leases.extend(lease);
+                wanted.push((service, arguments, registered));
             }
         }
         let what = if args.unmeshed { "workloads" } else { "workloads, each with its proxy" };
@@ -129,12 +133,12 @@ impl Demo {
             }
         });
         let all = try_join_all(start).await.map_err(|error| with_logs(error, &logs))?;
-        let mut demo = Demo { apps: Vec::new(), replicas: Vec::new(), _node: node, meshed: !args.unmeshed };
+        let mut demo = Demo { apps: Vec::new(), replicas: Vec::new(), _leases: leases, node, meshed: !args.unmeshed };
         for (replica, app) in all {
             demo.apps.push((replica.name.clone(), app));
             demo.replicas.push(replica);
         }
-        demo._node.publish()?;
+        demo.node.publish()?;
         Ok(demo)
     }
 
@@ -189,7 +193,7 @@ impl Demo {
         for (name, app) in &mut self.apps {
             if let Some(status) = app.try_wait().context("a workload")? {
                 let error = CommandError::failed(format!("{name} has ended: {status}"));
-                return Err(with_logs(error, &self._node.state.file("logs")));
+                return Err(with_logs(error, &self.node.state.file("logs")));
             }
         }
         for replica in &mut self.replicas {
@@ -198,7 +202,7 @@ impl Demo {
                 && let Some(status) = proxy.try_wait().context("a proxy")?
             {
                 let error = CommandError::failed(format!("the proxy of {name} has ended: {status}"));
-                return Err(with_logs(error, &self._node.state.file("logs")));
+                return Err(with_logs(error, &self.node.state.file("logs")));
             }
         }
         Ok(())
@@ -225,7 +229,7 @@ impl Demo {
 
     fn live_text(&self, then: &Scraped, now: &Scraped, args: &Args) -> String {
         let table = view::rows(&self.rows(then, now), args.output, false);
-        let mesh = &self._node.state.name;
+        let mesh = &self.node.state.name;
         let mesh = if mesh == "demo" { String::new() } else { format!(" --mesh {mesh}") };
         let next = format!("In another terminal: meshctl stat{mesh} · meshctl top{mesh} · meshctl tap{mesh} web");
         let what = if self.meshed { "the last 10 s" } else { "the last 10 s, without the mesh" };
@@ -268,10 +272,10 @@ enum Registry {
 }
 
 impl Registry {
-    fn register(&self, service: &services::Service) -> Result<gossamer_api::wire::mesh::Registered> {
+    fn register(&self, service: &services::Service) -> Result<(Registered, Option<Lease>)> {
         match self {
-            Registry::Plane(plane) => plane.keep(service.registration()),
-            Registry::Directory(directory) => directory.register(service.name, services::NAMESPACE),
+            Registry::Plane(plane) => plane.register(service.registration()).map(|(r, lease)| (r, Some(lease))),
+            Registry::Directory(directory) => Ok((directory.register(service.name, services::NAMESPACE)?, None)),
         }
     }
 }

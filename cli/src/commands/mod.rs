@@ -1,7 +1,10 @@
 //! The commands, one file each: the doc comment is the help, `Args` the contract, `run` does it.
 
 pub mod completion;
+pub mod control;
 pub mod demo;
+pub mod proxy;
+pub mod run;
 pub mod version;
 
 use crate::error::{Context, Result};
@@ -28,8 +31,12 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::Args),
+    Run(run::Args),
+    Control(control::Args),
     Completion(completion::Args),
     Version(version::Args),
+    #[command(hide = true)]
+    Proxy(proxy::Args),
     #[command(hide = true)]
     DemoApp(crate::demo::app::Args),
 }
@@ -38,6 +45,12 @@ enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo(args) => inside(Network::New, || demo::run(args)),
+        Command::Run(args) => {
+            let mesh = run::mesh(&args)?;
+            inside(Network::Of(mesh.pid), || run::run(args, mesh))
+        }
+        Command::Control(args) => inside(Network::New, || control::run(args)),
+        Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),
         Command::DemoApp(args) => block_on(async { crate::demo::app::run(args).await.map(|()| ExitCode::SUCCESS) }),
