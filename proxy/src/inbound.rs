@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::net::{self, Prefixed, Stream};
 use crate::policy::authorize::{self, Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
-use crate::request::{Connection, Side, serve};
+use crate::request::{Connection, Side, client_name, serve};
 use crate::shard::{Declared, PortPolicy, Shard};
 use crate::tcp;
 use bytes::{Bytes, BytesMut};
@@ -221,6 +221,7 @@ async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut nea
             }
             drop(far);
             record.forget();
+            drop(record);
             return late(conn, near, first).await;
         }
         read = far.read_buf(&mut greeting) => {
@@ -255,7 +256,7 @@ async fn dial(
     let policy = policy?;
     if authorize::authorize(&policy.authorizations, &conn.peer).is_none() {
         record.refused(&policy);
-        return Err(Error::Denied { client: conn.peer.to_string(), server: policy.meta.to_string() });
+        return Err(Error::Denied { client: client_name(&conn.peer), server: policy.meta.to_string() });
     }
     let Side::Inbound(_, local) = &conn.side else { return Err(Error::Loop) };
     let pick = local.ready(&[]).await?;

@@ -89,7 +89,7 @@ pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
         redirect(&config).apply()?;
     }
     let credentials = credentials(&config, &metrics, &stop)?;
-    let control = Control::start(&config, credentials.clone(), stop.clone());
+    let control = control(&config, &credentials, &stop);
 
     let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
     stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));
@@ -194,6 +194,18 @@ fn redirect(config: &Config) -> redirect::Redirect {
         skip_inbound: config.skip_inbound_ports.clone(),
         own_ports,
     }
+}
+
+fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Credentials>>>, stop: &Stop) -> Control {
+    if config.destination.is_none() && config.policy.is_none() {
+        return Control::offline();
+    }
+    let asked = control::ControlConfig {
+        destination: config.destination.clone(),
+        policy: config.policy.clone(),
+        workload: config.workload.clone(),
+    };
+    Control::new(asked, credentials.clone(), stop.clone())
 }
 
 /// Our certificate as it is renewed; without an identity service there is never one.

@@ -86,13 +86,13 @@ async fn first_bytes(
         if let Some(protocol) = detect(first) {
             return Some(protocol);
         }
+        // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
+        let declared = policy.protocol == Declared::Http && first.is_empty();
         let read = async {
             io.readable().await?;
             first.reserve(2048);
             io.read_buf(first).await
         };
-        // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
-        let declared = policy.protocol == Declared::Http && first.is_empty();
         let read = if declared { Ok(read.await) } else { timeout(shard.config.detect_patience, read).await };
         match read {
             Ok(Ok(0) | Err(_)) => return Some(Protocol::Opaque),
@@ -129,6 +129,7 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
     else {
         // Only HTTP has routes here: wait for the client.
         record.forget();
+        drop(record);
         return patient(conn, policy, io, BytesMut::new()).await;
     };
     let far = dial_balancer(&conn, &choice, &mut record).await;
@@ -150,6 +151,7 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
             // The client was only slow. Nothing was sent to the endpoint: start over with what it says.
             drop(far);
             record.forget();
+            drop(record);
             return patient(conn, policy, io, first).await;
         }
         read = far.read_buf(&mut greeting) => {
@@ -170,12 +172,12 @@ async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut f
         if let Some(protocol) = detect(&first) {
             break protocol;
         }
+        let idle = first.is_empty();
         let read = async {
             io.readable().await?;
             first.reserve(2048);
             io.read_buf(&mut first).await
         };
-        let idle = first.is_empty();
         let read = if idle { Ok(read.await) } else { timeout(conn.shard.config.detect_patience, read).await };
         match read {
             Ok(Ok(0) | Err(_)) if first.is_empty() => return,
@@ -212,7 +214,8 @@ async fn dial_balancer(
             Ok(far) => {
                 let now = tokio::time::Instant::now();
                 pick.connected();
-                pick.observe(true, None, now);
+                pick.observe(0, None, now);
+                pick.succeed(now);
                 balancer.alive();
                 record.connected(pick);
                 return Ok(far);
@@ -221,7 +224,7 @@ async fn dial_balancer(
             Err(error) => {
                 let now = tokio::time::Instant::now();
                 pick.refused(now);
-                pick.judge(false, now);
+                pick.fail(now);
                 tried.push(pick.info.addr);
                 if tried.len() >= balancer.len() {
                     return Err(error);

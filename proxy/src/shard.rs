@@ -7,6 +7,7 @@ use crate::config::{Config, DefaultPolicy};
 use crate::control::{Control, Discovered, Target};
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::policy::limit::RateLimiter;
 use crate::request::routes::{self, Routes, TcpRoutes};
 use crate::tap::Taps;
 use gossamer_api::authorization::{self as authz, Authentication, Authorization, InboundHttp, InboundProtocol, Server};
@@ -150,6 +151,7 @@ impl Shard {
         let name = match &backend.target {
             BackendTarget::Forward(endpoint) => format!("{endpoint:?}"),
             BackendTarget::Balance { authority, .. } => authority.clone(),
+            BackendTarget::Invalid => format!("invalid {}", backend.meta),
         };
         let key = (name, format!("{rules:?}"));
         if let Some(balancer) = self.balancers.borrow().get(&key).and_then(Weak::upgrade) {
@@ -158,6 +160,10 @@ impl Shard {
         let balancer = match &backend.target {
             BackendTarget::Forward(endpoint) => {
                 Rc::new(Balancer::fixed(backend.meta.clone(), (**endpoint).clone(), rules, self.outbound.clone()))
+            }
+            BackendTarget::Invalid => {
+                let name = backend.meta.to_string();
+                Rc::new(Balancer::empty(backend.meta.clone(), name, rules, self.outbound.clone()))
             }
             BackendTarget::Balance { authority, .. } => {
                 let balancer = Balancer::new(backend.meta.clone(), authority.clone(), rules, self.outbound.clone());
@@ -392,7 +398,7 @@ pub struct PortPolicy {
     /// Who may request what.
     pub http: Rc<Routes>,
     /// Requests per second.
-    pub limit: Option<crate::policy::limit::RateLimiter>,
+    pub limit: Option<RateLimiter>,
 }
 
 impl Port {
@@ -458,7 +464,7 @@ impl PortPolicy {
             protocol,
             authorizations: server.authorizations.clone(),
             http: Rc::new(Routes::inbound(http, &server.meta, &server.authorizations, grpc)),
-            limit: http.rate_limit.as_ref().map(crate::policy::limit::RateLimiter::new),
+            limit: http.rate_limit.as_ref().map(|limit| RateLimiter::new(limit, Instant::now())),
         }
     }
 }

@@ -50,9 +50,12 @@ pub fn take(size: usize) -> BytesMut {
     pooled.ok().flatten().unwrap_or_else(|| BytesMut::with_capacity(size))
 }
 
-/// Gives back a reading buffer that was taken with `size`; its bytes are forgotten.
+/// Gives back a reading buffer that was taken with `size`; its bytes are forgotten. One that grew is dropped.
 pub fn give(mut buffer: BytesMut, size: usize) {
     buffer.clear();
+    if buffer.try_reclaim(2 * size) {
+        return;
+    }
     let _ = POOL.try_with(|pool| {
         let pool = &mut *pool.borrow_mut();
         let (shelf, kept) = if size > SMALL { (&mut pool.large, LARGE_KEPT) } else { (&mut pool.small, SMALL_KEPT) };

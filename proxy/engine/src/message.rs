@@ -94,6 +94,10 @@ impl Headers {
     }
 
     fn push(&mut self, bytes: &[u8]) -> Span {
+        if self.bytes.capacity() == 0 {
+            // An ordinary head fits at once.
+            self.reserve(384, 12);
+        }
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(bytes);
         Span { start, len: bytes.len() as u32 }

@@ -1,5 +1,7 @@
 //! HTTP/1 against hyper: its client talks to our server, our client to its server, and both must see the same message.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use gossamer_engine::h2::{self, Accept, Client, Config, Stream, code};
 use gossamer_engine::{Error, Headers, RequestHead, ResponseHead};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 /// Runs a test on one thread, within ten seconds.
@@ -49,7 +52,7 @@ fn post(path: &str) -> RequestHead {
 }
 
 fn pattern(len: usize) -> Bytes {
-    (0..len).map(|at| (at * 31 >> 3) as u8).collect::<Vec<u8>>().into()
+    (0..len).map(|at| ((at * 31) >> 3) as u8).collect::<Vec<u8>>().into()
 }
 
 /// Answers with the request's content and trailers.
@@ -401,6 +404,188 @@ fn a_silent_peer_is_given_up() {
     });
 }
 
+#[test]
+fn a_goodbye_does_not_wait_forever_for_a_pong() {
+    run_paused(async {
+        let (mut near, far) = duplex(16 * 1024);
+        let (driver, accept) = h2::server(far, Bytes::new(), Config::default());
+        let end = spawn_local(driver);
+        near.write_all(PREFACE).await.unwrap();
+        accept.shutdown();
+        let begin = tokio::time::Instant::now();
+        end.await.unwrap().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+fn capacity_passes_those_by_who_do_not_use_it() {
+    run(async {
+        let (client, _end, mut accept, _) =
+            pair(Config::default(), Config { connection_window: 65_535, ..Config::default() });
+        let mut greedy = client.open(&post("/greedy"), false).unwrap();
+        greedy.send_data(pattern(65_535), false).unwrap();
+        let (_, mut read) = accept.accept().await.unwrap();
+        // These are woken when the window opens, and then have nothing to say.
+        let idle: Vec<_> = (0..20)
+            .map(|_| {
+                let mut stream = client.open(&post("/idle"), false).unwrap();
+                spawn_local(async move {
+                    stream.capacity().await.unwrap();
+                    std::future::pending::<()>().await;
+                })
+            })
+            .collect();
+        let mut last = client.open(&post("/last"), false).unwrap();
+        let sent = spawn_local(async move {
+            last.capacity().await.unwrap();
+            last.send_data(Bytes::from_static(b"x"), true).unwrap();
+            last.response(&mut ResponseHead::default()).await
+        });
+        serve_echo(accept);
+        let mut got = 0;
+        while got < 65_535 {
+            got += read.data().await.unwrap().unwrap().len();
+        }
+        sent.await.unwrap().unwrap();
+        assert!(idle.iter().all(|task| !task.is_finished()));
+    });
+}
+
+#[test]
+fn large_contents_take_turns() {
+    run(async {
+        let (client, _end, accept, _) = pair(Config::default(), Config::default());
+        serve_echo(accept);
+        let order = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let tasks: Vec<_> = [("/large", 4_000_000), ("/small", 100_000)]
+            .map(|(path, len)| {
+                let (client, order) = (client.clone(), order.clone());
+                spawn_local(async move {
+                    exchange(&client, path, pattern(len), false).await.unwrap();
+                    order.borrow_mut().push(path);
+                })
+            })
+            .into();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.borrow(), ["/small", "/large"]);
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_makes_senders_wait() {
+    run_paused(async {
+        let (near, mut far) = duplex(1000);
+        let (driver, client) = h2::client(near, Config::default());
+        spawn_local(driver);
+        // SETTINGS: the largest windows, for streams and for the connection.
+        far.write_all(&frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff])).await.unwrap();
+        far.write_all(&frame(8, 0, 0, &[0x7f, 0, 0, 0])).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sent = std::rc::Rc::new(std::cell::Cell::new(0));
+        for _ in 0..50 {
+            let mut stream = client.open(&post("/"), false).unwrap();
+            let sent = sent.clone();
+            spawn_local(async move {
+                loop {
+                    stream.capacity().await.unwrap();
+                    stream.send_data(pattern(8192), false).unwrap();
+                    sent.set(sent.get() + 8192);
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!((50_000..200_000).contains(&sent.get()), "{}", sent.get());
+    });
+}
+
+/// A transport that counts the writes.
+struct Counted {
+    io: DuplexStream,
+    writes: std::rc::Rc<std::cell::Cell<usize>>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.set(self.writes.get() + 1);
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn what_streams_send_in_one_turn_is_written_at_once() {
+    run(async {
+        let (near, far) = duplex(1 << 20);
+        let [sent, answered] = [0; 2].map(|_| std::rc::Rc::new(std::cell::Cell::new(0)));
+        let (driver, client) = h2::client(Counted { io: near, writes: sent.clone() }, Config::default());
+        spawn_local(driver);
+        let (driver, accept) =
+            h2::server(Counted { io: far, writes: answered.clone() }, Bytes::new(), Config::default());
+        spawn_local(driver);
+        serve_echo(accept);
+        exchange(&client, "/", Bytes::new(), false).await.unwrap();
+        sent.set(0);
+        answered.set(0);
+        let tasks: Vec<_> = (0..100)
+            .map(|_| {
+                let client = client.clone();
+                spawn_local(async move { exchange(&client, "/", pattern(100), true).await.unwrap() })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!((sent.get(), answered.get()), (1, 1));
+    });
+}
+
+#[test]
+fn connect_makes_a_tunnel() {
+    run(async {
+        let server = Config { enable_connect_protocol: true, ..Config::default() };
+        let (client, _end, mut accept, _) = pair(Config::default(), server);
+        let mut plain = get("");
+        plain.method = http::Method::CONNECT;
+        plain.headers.append("content-length", "0");
+        let mut extended = get("/chat");
+        extended.method = http::Method::CONNECT;
+        extended.set_protocol("websocket");
+        for head in [plain, extended] {
+            let mut stream = client.open(&head, false).unwrap();
+            let (request, mut server) = accept.accept().await.unwrap();
+            assert_eq!(request.method, http::Method::CONNECT);
+            assert_eq!((request.protocol(), request.path()), (head.protocol(), head.path()));
+            let mut response = ResponseHead::new(200);
+            response.headers.append("content-length", "0");
+            server.send_response(&response, false).unwrap();
+            stream.response(&mut response).await.unwrap();
+            for _ in 0..3 {
+                stream.send_data(Bytes::from_static(b"ping"), false).unwrap();
+                assert_eq!(server.data().await.unwrap().unwrap(), "ping");
+                server.send_data(Bytes::from_static(b"pong"), false).unwrap();
+                assert_eq!(stream.data().await.unwrap().unwrap(), "pong");
+            }
+        }
+        assert!(client.peer_allows_connect_protocol());
+    });
+}
+
 // ---- Against the `h2` crate.
 
 async fn h2_echo(io: DuplexStream) {
@@ -613,6 +798,13 @@ fn floods_end_the_connection() {
         assert_eq!(goaway(resets(1200)).await, calm, "rapid reset");
         assert_eq!(goaway(resets(900)).await, None);
 
+        let mut bytes = PREFACE.to_vec();
+        for id in 0..1200 {
+            bytes.extend(frame(1, 4, id * 2 + 1, &[0x83, 0x86, 0x84]));
+            bytes.extend(frame(8, 0, id * 2 + 1, &[0, 0, 0, 0]));
+        }
+        assert_eq!(goaway(bytes).await, calm, "streams that we are made to reset");
+
         let flood = |frame: Vec<u8>, count: usize| [PREFACE, &frame.repeat(count)].concat();
         assert_eq!(goaway(flood(frame(6, 0, 0, b"12345678"), 30_000)).await, calm, "pings");
         assert_eq!(goaway(flood(frame(4, 0, 0, &[]), 30_000)).await, calm, "settings");
@@ -659,8 +851,107 @@ mod random {
         (0..11u8, any::<u8>(), stream, payload).prop_map(|(kind, flags, id, payload)| frame(kind, flags, id, &payload))
     }
 
+    /// How one side behaves.
+    #[derive(Clone, Copy, Debug)]
+    enum Way {
+        /// Properly.
+        Whole,
+        /// Drops the stream after so many chunks.
+        Drop(usize),
+        /// Resets the stream after so many chunks.
+        Reset(usize),
+        /// Goes away at once, a server after its whole response.
+        Leave,
+    }
+
+    fn any_way() -> impl Strategy<Value = Way> {
+        prop_oneof![
+            2 => Just(Way::Whole),
+            1 => (0..4usize).prop_map(Way::Drop),
+            1 => (0..4usize).prop_map(Way::Reset),
+            1 => Just(Way::Leave),
+        ]
+    }
+
+    async fn read_in_a_way(mut stream: Stream, way: Way) -> Result<(), Error> {
+        let most = match way {
+            Way::Whole => usize::MAX,
+            Way::Drop(chunks) | Way::Reset(chunks) => chunks,
+            Way::Leave => 0,
+        };
+        for _ in 0..most {
+            let Some(data) = stream.data().await else { break };
+            data?;
+        }
+        if matches!(way, Way::Reset(_)) {
+            stream.reset(code::INTERNAL_ERROR);
+        }
+        Ok(())
+    }
+
+    async fn answer_in_a_way(mut stream: Stream, way: Way, len: usize) -> Result<(), Error> {
+        stream.send_response(&ResponseHead::new(200), false)?;
+        stream.send_data(pattern(len), !matches!(way, Way::Drop(_)))?;
+        read_in_a_way(stream, way).await
+    }
+
+    async fn ask_in_a_way(client: Client, way: Way, len: usize) -> Result<(), Error> {
+        client.ready().await?;
+        let mut stream = client.open(&post("/chaos"), false)?;
+        stream.send_data(pattern(len), true)?;
+        if !matches!(way, Way::Leave) {
+            stream.response(&mut ResponseHead::default()).await?;
+        }
+        read_in_a_way(stream, way).await
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn whatever_streams_do_the_connection_stays_whole(
+            ways in proptest::collection::vec((any_way(), 0..50_000usize, any_way(), 0..50_000usize), 1..40),
+            stream_window in 1000..100_000u32,
+            max_concurrent_streams in 1..20u32,
+        ) {
+            run(async {
+                let config =
+                    Config { stream_window, connection_window: 65_535, max_concurrent_streams, ..Config::default() };
+                let (client, client_end, mut accept, server_end) = pair(config.clone(), config);
+                // The settings arrive with the first exchange.
+                let asked = ways.clone();
+                let server = spawn_local(async move {
+                    let (head, stream) = accept.accept().await.unwrap();
+                    echo(head, stream).await.unwrap();
+                    let mut ways = asked.into_iter();
+                    while let Some((head, stream)) = accept.accept().await {
+                        if head.path() == "/chaos" {
+                            let (_, _, way, len) = ways.next().unwrap_or((Way::Leave, 0, Way::Leave, 0));
+                            spawn_local(answer_in_a_way(stream, way, len));
+                        } else {
+                            spawn_local(echo(head, stream));
+                        }
+                    }
+                });
+                exchange(&client, "/", Bytes::new(), false).await.unwrap();
+                let tasks: Vec<_> =
+                    ways.iter().map(|(way, len, ..)| spawn_local(ask_in_a_way(client.clone(), *way, *len))).collect();
+                for task in tasks {
+                    let _ = task.await.unwrap();
+                }
+                // A window that leaked would stop this.
+                for _ in 0..3 {
+                    let content = pattern(200_000);
+                    assert!(exchange(&client, "/", content.clone(), true).await.unwrap().1 == content);
+                }
+                assert_eq!(client.active(), 0);
+                drop(client);
+                client_end.await.unwrap().unwrap();
+                server_end.await.unwrap().unwrap();
+                server.await.unwrap();
+            });
+        }
+
 
         #[test]
         fn bytes_never_panic(bytes: Vec<u8>, frames in proptest::collection::vec(any_frame(), 0..30)) {

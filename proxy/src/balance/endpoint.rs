@@ -1,10 +1,10 @@
 //! One replica as this thread sees it: how loaded, how healthy, and the connections to it.
 
-use super::breaker::Breaker;
+use super::breaker::{Admission, Breaker, Outcome};
 use super::connect::Connector;
-use super::ewma::Ewma;
+use super::ewma::PeakEwma;
 use super::pool::Pool;
-use crate::metrics::EndpointMetrics;
+use crate::record::EndpointMetrics;
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint as Info;
 use gossamer_api::policy;
@@ -22,9 +22,8 @@ pub struct Endpoint {
     pub pool: Pool,
     /// Its metrics, made at the first request.
     pub metrics: OnceCell<EndpointMetrics>,
-    ewma: RefCell<Ewma>,
+    ewma: PeakEwma,
     breaker: RefCell<Option<Breaker>>,
-    in_flight: Cell<u32>,
     refusals: Cell<u32>,
     refused_until: Cell<Option<Instant>>,
 }
@@ -42,9 +41,8 @@ impl Endpoint {
             pool: Pool::new(info.clone(), connector),
             info,
             metrics: OnceCell::new(),
-            ewma: RefCell::new(Ewma::new(load, now)),
-            breaker: RefCell::new(breaker.map(Breaker::new)),
-            in_flight: Cell::new(0),
+            ewma: PeakEwma::new(&load, now),
+            breaker: RefCell::new(breaker.map(|breaker| Breaker::new(breaker, now))),
             refusals: Cell::new(0),
             refused_until: Cell::new(None),
         }
@@ -53,7 +51,7 @@ impl Endpoint {
     /// What choosing it would cost: latency times what is in flight, by weight.
     pub fn cost(&self, now: Instant) -> f64 {
         let weight = f64::from(self.info.weight.max(1)) / f64::from(gossamer_api::endpoint::WEIGHT_ONE);
-        self.ewma.borrow_mut().cost(self.in_flight.get(), now) / weight
+        self.ewma.load(now) / weight
     }
 
     /// When a connection may be tried again; `None`: now.
@@ -63,7 +61,7 @@ impl Endpoint {
 
     /// The breaker lets a request through.
     pub fn is_closed(&self, now: Instant) -> bool {
-        self.breaker.borrow().as_ref().is_none_or(|breaker| breaker.allows(now))
+        self.breaker.borrow().as_ref().is_none_or(|breaker| breaker.is_ready(now))
     }
 
     /// A connection could not be made: leave it alone for a while.
@@ -82,15 +80,14 @@ impl Endpoint {
 
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.get()
+        self.ewma.pending()
     }
 }
 
 /// A choice: counts as in flight until dropped.
 pub struct Pick {
     endpoint: Rc<Endpoint>,
-    /// Others may carry the load if this one is ejected.
-    may_eject: bool,
+    admission: Cell<Option<Admission>>,
     started: Instant,
 }
 
@@ -102,36 +99,51 @@ impl std::ops::Deref for Pick {
 }
 
 impl Pick {
-    pub(super) fn new(endpoint: Rc<Endpoint>, may_eject: bool, now: Instant) -> Self {
-        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
-        if let Some(breaker) = endpoint.breaker.borrow_mut().as_mut() {
-            breaker.admitted(now);
-        }
-        Pick { endpoint, may_eject, started: now }
+    pub(super) fn new(endpoint: Rc<Endpoint>, now: Instant) -> Self {
+        endpoint.ewma.begin();
+        let admission = endpoint.breaker.borrow_mut().as_mut().map(|breaker| breaker.admit(now).unwrap_or(Admission::Anyway));
+        Pick { endpoint, admission: Cell::new(admission), started: now }
     }
 
-    /// The first byte of an answer came, a success or a failure of the endpoint.
-    pub fn observe(&self, success: bool, retry_after: Option<Duration>, now: Instant) {
-        let rtt = now.saturating_duration_since(self.started);
-        let mut ewma = self.endpoint.ewma.borrow_mut();
-        if success { ewma.observe(rtt, now) } else { ewma.observe_failure(rtt, retry_after, now) }
-        self.judge(success, now);
+    /// The head of an answer came: how long it took, and whether the endpoint did well.
+    pub fn observe(&self, status: u16, retry_after: Option<Duration>, now: Instant) {
+        self.ewma.observe(now.saturating_duration_since(self.started), now);
+        let outcome = match status {
+            429 => Outcome::RateLimited,
+            500.. => Outcome::Failure,
+            _ => return,
+        };
+        self.ewma.penalize(retry_after, now);
+        self.judge(outcome, retry_after, now);
     }
 
-    /// The answer's end changed the verdict (a gRPC status in the trailers), or no answer came.
-    pub fn judge(&self, success: bool, now: Instant) {
-        let mut breaker = self.endpoint.breaker.borrow_mut();
-        let Some(breaker) = breaker.as_mut() else { return };
-        if success {
-            breaker.success(now);
-        } else if self.may_eject || !breaker.is_closed() {
-            breaker.failure(now, fastrand::f32());
+    /// No answer came, or none that was whole.
+    pub fn fail(&self, now: Instant) {
+        self.ewma.penalize(None, now);
+        self.judge(Outcome::Failure, None, now);
+    }
+
+    /// The answer is complete and good, as far as its status and trailers tell.
+    pub fn succeed(&self, now: Instant) {
+        self.judge(Outcome::Success, None, now);
+    }
+
+    /// Counts once; what is said later is ignored.
+    fn judge(&self, outcome: Outcome, retry_after: Option<Duration>, now: Instant) {
+        let (Some(admission), Some(breaker)) = (self.admission.take(), &mut *self.endpoint.breaker.borrow_mut()) else {
+            return;
+        };
+        if let Some(change) = breaker.record(admission, outcome, retry_after, now, fastrand::f32()) {
+            tracing::info!(addr = %self.info.addr, ?change, "circuit breaker");
         }
     }
 }
 
 impl Drop for Pick {
     fn drop(&mut self) {
-        self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+        self.endpoint.ewma.end();
+        if let (Some(admission), Some(breaker)) = (self.admission.take(), &mut *self.endpoint.breaker.borrow_mut()) {
+            breaker.abandon(admission, Instant::now());
+        }
     }
 }

@@ -19,7 +19,8 @@ use crate::control::{Discovered, EndpointSet};
 use crate::error::Error;
 use connect::Connector;
 use gossamer_api::policy::{self, Load, Meta, Queue};
-use gossamer_api::{defaults, endpoint};
+use gossamer_api::defaults;
+use gossamer_api::endpoint::Endpoint as Info;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -91,9 +92,16 @@ impl Balancer {
     }
 
     /// A balancer over one endpoint that never changes.
-    pub fn fixed(meta: Meta, endpoint: endpoint::Endpoint, rules: Rules, connector: Rc<Connector>) -> Self {
-        let balancer = Balancer::new(meta, endpoint.addr.to_string(), rules, connector);
-        balancer.set([Arc::new(endpoint)].into_iter());
+    pub fn fixed(meta: Meta, info: Info, rules: Rules, connector: Rc<Connector>) -> Self {
+        let balancer = Balancer::new(meta, info.addr.to_string(), rules, connector);
+        balancer.set([Arc::new(info)].into_iter());
+        balancer
+    }
+
+    /// A balancer that never has an endpoint: its share of requests fails.
+    pub fn empty(meta: Meta, name: String, rules: Rules, connector: Rc<Connector>) -> Self {
+        let balancer = Balancer::new(meta, name, rules, connector);
+        balancer.set(std::iter::empty());
         balancer
     }
 
@@ -129,7 +137,7 @@ impl Balancer {
         self.changed.notify_waiters();
     }
 
-    fn set(&self, infos: impl Iterator<Item = Arc<endpoint::Endpoint>>) {
+    fn set(&self, infos: impl Iterator<Item = Arc<Info>>) {
         let now = Instant::now();
         let mut known: std::collections::HashMap<SocketAddr, Rc<Endpoint>> =
             self.endpoints.borrow_mut().drain(..).map(|endpoint| (endpoint.info.addr, endpoint)).collect();
@@ -190,10 +198,7 @@ impl Balancer {
                     (0..count).map(|i| &endpoints[(start + i) % count]).find(|e| e.refused_until(now).is_none())
                 }),
         }?;
-        let healthy = |endpoint: &&Rc<Endpoint>| endpoint.is_closed(now);
-        let floor = self.rules.breaker.map_or(1, |breaker| breaker.min_ready.max(1)) as usize;
-        let may_eject = endpoints.iter().filter(healthy).take(floor + 1).count() > floor;
-        Some(Pick::new(chosen.clone(), may_eject, now))
+        Some(Pick::new(chosen.clone(), now))
     }
 
     /// An endpoint to use; waits while discovery is pending or no endpoint accepts connections.

@@ -262,7 +262,10 @@ fn backoff(failures: u32, refused: bool, random: f64) -> Duration {
 }
 
 fn is_refusal(status: &Status) -> bool {
-    matches!(status.code(), Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated | Code::ResourceExhausted)
+    matches!(
+        status.code(),
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated | Code::ResourceExhausted
+    )
 }
 
 /// What went wrong, down to its cause: tonic's own text is "transport error".

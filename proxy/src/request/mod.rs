@@ -186,15 +186,15 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
                 Some(policy) => policy,
                 None => port.policy().await?,
             };
-            record.was_upgraded = headers::inbound(head, conn.peer.identity());
+            record.was_upgraded = headers::inbound(head, conn.peer.tls.identity().map(|identity| identity.as_str()));
             let (rule, found) = policy.http.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
             let Some(by) = authorize::authorize(&rule.authorizations, &conn.peer) else {
                 record.denied(&policy, rule);
-                return Err(Error::Denied { client: conn.peer.to_string(), server: policy.meta.to_string() });
+                return Err(Error::Denied { client: client_name(&conn.peer), server: policy.meta.to_string() });
             };
             record.allowed(&policy, rule, &rule.authorizations[by]);
             if let Some(limit) = &policy.limit
-                && !limit.admit(conn.peer.identity(), Instant::now())
+                && limit.check(conn.peer.tls.identity(), Instant::now()).is_err()
             {
                 return Err(Error::RateLimited(policy.meta.to_string()));
             }
@@ -276,19 +276,19 @@ async fn attempt(
             if connecting {
                 pick.refused(Instant::now());
             }
-            pick.judge(false, Instant::now());
+            pick.fail(Instant::now());
             return Err(fail(error, connecting));
         }
     };
     match exchange::head(down, &mut up, body, response).await {
         Ok(()) => {
             let now = Instant::now();
-            pick.observe(response.status < 500, exchange::retry_after(response), now);
+            pick.observe(response.status, exchange::retry_after(response), now);
             Ok((pick, up))
         }
         Err(body::Side::Client(error)) => Err(early(Error::of_client(error))),
         Err(body::Side::Endpoint(error)) => {
-            pick.judge(false, Instant::now());
+            pick.fail(Instant::now());
             let error = match error {
                 // An idle connection that closed as we used it: nothing was processed, if the method allows to say so.
                 gossamer_engine::Error::ClosedBeforeResponse if !up.is_reused() => {
@@ -299,6 +299,11 @@ async fn attempt(
             Err(fail(Error::Upstream(pick.info.addr, error), false))
         }
     }
+}
+
+/// Who a client is, as errors name it.
+pub fn client_name(peer: &Peer) -> String {
+    peer.tls.identity().map_or_else(|| peer.ip.to_string(), ToString::to_string)
 }
 
 /// A client may insist on who serves it (`l5d-require-id`).

@@ -81,7 +81,7 @@ impl Routes {
                         }),
                         timeouts: rule.timeouts,
                         retry: rule.retry.clone(),
-                        budget: RetryBudget::default(),
+                        budget: RetryBudget::standard(Instant::now()),
                         authorizations: Vec::new(),
                     })
                 });
@@ -102,7 +102,7 @@ impl Routes {
                 backends: Backends::Local,
                 timeouts: Timeouts::default(),
                 retry: None,
-                budget: RetryBudget::default(),
+                budget: RetryBudget::standard(Instant::now()),
                 authorizations: authorizations.to_vec(),
             })
         };
@@ -118,7 +118,13 @@ impl Routes {
             .iter()
             .map(|route| {
                 let rules = route.rules.iter();
-                rules.map(|r| rule(&route.meta, route.grpc, &r.filters, &route.authorizations)).collect()
+                rules
+                    .map(|r| {
+                        // Either the route's or the server's let a request in (linkerd2-proxy inbound/src/policy).
+                        let both = [&route.authorizations[..], authorizations].concat();
+                        rule(&route.meta, route.grpc, &r.filters, &both)
+                    })
+                    .collect()
             })
             .collect();
         Routes { router, rules }
@@ -236,7 +242,7 @@ impl Backends {
 pub fn rules(backend: &Backend, breaker: Option<Breaker>) -> Rules {
     let load = match &backend.target {
         BackendTarget::Balance { load, .. } => *load,
-        BackendTarget::Forward(_) => Rules::default().load,
+        BackendTarget::Forward(_) | BackendTarget::Invalid => Rules::default().load,
     };
     Rules { load, breaker, queue: backend.queue }
 }

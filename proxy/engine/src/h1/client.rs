@@ -79,7 +79,8 @@ impl<S: Io> Client<S> {
     /// `length` is that of the body that follows.
     ///
     /// A head that cannot be sent is [`Error::Malformed`] from the next `poll_*`, once, and the connection is as it
-    /// was. Only for a connection that [`Client::is_reusable`].
+    /// was. Only for a connection that [`Client::is_reusable`]; on a used one, poll [`Client::poll_idle_closed`] once
+    /// before: an answer that lies there already was meant for nobody.
     pub fn send_request(&mut self, head: &RequestHead, length: Length) {
         debug_assert!(self.is_reusable(), "a request on a connection that is in use");
         if !self.is_reusable() {
@@ -164,7 +165,7 @@ impl<S: Io> Client<S> {
             },
             Poll::Pending => {}
         }
-        let Phase::Waiting { interim } = self.phase else { return Poll::Ready(Err(Error::ClosedBeforeResponse)) };
+        let Phase::Waiting { interim } = self.phase else { return Poll::Ready(Err(Error::Cancelled)) };
         let unanswered = !interim && self.conn.input.is_empty();
         let error = match ready!(self.conn.poll_head(cx, |bytes, limits| parse::response(bytes, limits, head))) {
             Ok(Some(facts)) => match self.received(head, facts) {

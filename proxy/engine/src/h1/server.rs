@@ -157,6 +157,9 @@ impl<S: Io> Server<S> {
 
     /// Drops what is left of the request's body; false if that is too much.
     fn poll_drain_body(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if matches!(self.body.length(), Length::Known(left) if left > DRAINED as u64) {
+            return Poll::Ready(false);
+        }
         while !self.body.is_end() {
             match ready!(self.conn.poll_data(cx, &mut self.body)) {
                 Some(Ok(data)) if self.drained + data.len() <= DRAINED => self.drained += data.len(),

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::frame::{self, DEFAULT_WINDOW, HEAD, MAX_31, MIN_MAX_FRAME, flag, kind, setting};
+use super::frame::{self, DEFAULT_WINDOW, MAX_31, MIN_MAX_FRAME, setting};
 use super::hpack::{Decoder, Encoder};
 use super::out::Out;
 use super::receive::Block;
-use super::slot::{Slots, register};
+use super::slot::{Method, Slots, register, wake};
 use super::{Config, code, head};
 use crate::error::Error;
 use crate::message::{Headers, RequestHead, ResponseHead};
@@ -22,8 +22,6 @@ use crate::message::{Headers, RequestHead, ResponseHead};
 /// Streams wait while the out-buffer holds this much: enough to fill a socket's buffer at once, and what a slow peer
 /// can make a connection hold.
 pub(super) const OUT_LIMIT: usize = 128 * 1024;
-/// Largest DATA frame sent: one TLS record's worth, so that streams take turns.
-const DATA_FRAME: usize = 16_384;
 /// Streams that a client opens before the server's SETTINGS are there.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 /// Remembered ids of closed streams.
@@ -81,7 +79,7 @@ pub(super) struct Connection {
     /// Received and disposed of, not announced yet.
     unannounced: u32,
     /// Slots that wait for the connection's window or buffer, each once.
-    ready: VecDeque<u32>,
+    pub(super) ready: VecDeque<u32>,
 
     pub(super) accept: VecDeque<(u32, RequestHead)>,
     pub(super) accept_waker: Option<Waker>,
@@ -200,10 +198,15 @@ impl Connection {
 
     // ---- The driver's side.
 
-    /// Called at the start of the driver's turn.
+    /// Called at the start of the driver's turn. What happens within it needs no wake.
     pub(super) fn begin_turn(&mut self, waker: &Waker) {
-        self.notified = false;
+        self.notified = true;
         register(&mut self.driver, waker);
+    }
+
+    /// Called at the end of the driver's turn.
+    pub(super) fn end_turn(&mut self) {
+        self.notified = false;
     }
 
     /// Lets the driver have a turn.
@@ -213,39 +216,6 @@ impl Connection {
             if let Some(driver) = &self.driver {
                 driver.wake_by_ref();
             }
-        }
-    }
-
-    /// Moves queued data into the out-buffer as far as window and buffer allow, one frame of each stream at a time.
-    /// True when it has to be called again although nothing may happen until then: those who were woken to send may
-    /// choose not to.
-    pub(super) fn pump(&mut self) -> bool {
-        // What woken streams are expected to send, so that no more are woken than can send.
-        let mut promised = 0;
-        while self.out.len() + promised < OUT_LIMIT && self.send_window > promised as i64 {
-            let Some(key) = self.ready.pop_front() else { return false };
-            let slot = &mut self.slots[key];
-            slot.queued = false;
-            if slot.pending.is_empty() {
-                promised += DATA_FRAME.min(slot.send_window.max(0) as usize);
-                slot.granted = true;
-                self.woke |= slot.wake_send();
-                continue;
-            }
-            self.send_pending(key);
-            let slot = &self.slots[key];
-            if !slot.pending.is_empty() && slot.send_window > 0 {
-                self.enqueue(key);
-            }
-        }
-        promised > 0 && !self.ready.is_empty()
-    }
-
-    fn enqueue(&mut self, key: u32) {
-        let slot = &mut self.slots[key];
-        if !slot.queued {
-            slot.queued = true;
-            self.ready.push_back(key);
         }
     }
 
@@ -265,7 +235,7 @@ impl Connection {
             self.close(key, Some(error.clone()));
         }
         self.ready.clear();
-        self.accept_waker.take().map(Waker::wake);
+        wake(&mut self.accept_waker);
         self.wake_openers();
     }
 
@@ -320,7 +290,11 @@ impl Connection {
         let slot = &mut self.slots[key];
         slot.recv_window = i64::from(self.config.stream_window);
         slot.send_window = i64::from(self.peer.initial_window);
-        slot.no_content = request.method == http::Method::HEAD;
+        slot.method = match request.method {
+            http::Method::HEAD => Method::Head,
+            http::Method::CONNECT => Method::Connect,
+            _ => Method::Other,
+        };
         let max_frame = self.peer.max_frame as usize;
         frame::write_headers(&mut self.out, &mut self.encoder, id, end_stream, max_frame, |encoder, out| {
             head::write_request(encoder, request, out);
@@ -372,10 +346,10 @@ impl Connection {
     }
 
     pub(super) fn remember_closed(&mut self, id: u32, by_us: bool) {
-        if self.closed_ids.len() == CLOSED {
-            if let Some((id, _)) = self.closed_ids.pop_front() {
-                self.forgotten_id = self.forgotten_id.max(id);
-            }
+        if self.closed_ids.len() == CLOSED
+            && let Some((id, _)) = self.closed_ids.pop_front()
+        {
+            self.forgotten_id = self.forgotten_id.max(id);
         }
         self.closed_ids.push_back((id, by_us));
     }
@@ -512,165 +486,6 @@ impl Connection {
         Poll::Pending
     }
 
-    // ---- Sending.
-
-    /// Fails when the stream is over, or when the sender has said everything already.
-    fn check_send(&self, key: u32) -> Result<(), Error> {
-        let slot = &self.slots[key];
-        match &slot.error {
-            Some(error) => Err(error.clone()),
-            None if slot.send_done || !slot.open => Err(Error::Cancelled),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn send_response(&mut self, key: u32, head: &ResponseHead, end_stream: bool) -> Result<(), Error> {
-        self.check_send(key)?;
-        let slot = &mut self.slots[key];
-        if slot.head_sent || self.role == Role::Client {
-            return Err(Error::Cancelled);
-        }
-        let max_frame = self.peer.max_frame as usize;
-        frame::write_headers(&mut self.out, &mut self.encoder, slot.id, end_stream, max_frame, |encoder, out| {
-            head::write_response(encoder, head, out);
-        });
-        slot.head_sent = !head.is_informational();
-        if end_stream {
-            self.end(key);
-        }
-        self.notify();
-        Ok(())
-    }
-
-    /// END_STREAM is in the out-buffer.
-    fn end(&mut self, key: u32) {
-        let slot = &mut self.slots[key];
-        slot.send_done = true;
-        slot.local_end = true;
-        self.settle(key);
-    }
-
-    pub(super) fn poll_capacity(&mut self, key: u32, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        if let Err(error) = self.check_send(key) {
-            return Poll::Ready(Err(error));
-        }
-        let slot = &self.slots[key];
-        if slot.pending.is_empty() && slot.send_window > 0 {
-            if self.may_send(key) {
-                return Poll::Ready(Ok(()));
-            }
-            self.enqueue(key);
-            if self.send_window > 0 && self.out.len() < OUT_LIMIT {
-                self.notify();
-            }
-        }
-        register(&mut self.slots[key].send_waker, cx.waker());
-        Poll::Pending
-    }
-
-    /// True when the connection's window and buffer have room, and nobody waits who was here first.
-    fn may_send(&self, key: u32) -> bool {
-        let first = self.ready.is_empty() || self.slots[key].granted;
-        first && self.send_window > 0 && self.out.len() < OUT_LIMIT
-    }
-
-    pub(super) fn send_data(&mut self, key: u32, data: Bytes, end_stream: bool) -> Result<(), Error> {
-        self.check_send(key)?;
-        let now = self.may_send(key);
-        let slot = &mut self.slots[key];
-        slot.send_done = end_stream;
-        if slot.pending.is_empty() {
-            slot.pending = data;
-        } else {
-            slot.pending = [&slot.pending[..], &data].concat().into();
-        }
-        slot.granted = false;
-        if slot.pending.is_empty() {
-            if end_stream {
-                self.out.small().extend_from_slice(&frame::head(0, kind::DATA, flag::END_STREAM, slot.id));
-                self.end(key);
-            }
-        } else if slot.send_window > 0 {
-            if now && !slot.queued {
-                self.send_pending(key);
-            }
-            let slot = &self.slots[key];
-            if !slot.pending.is_empty() && slot.send_window > 0 {
-                self.enqueue(key);
-            }
-        }
-        self.notify();
-        Ok(())
-    }
-
-    pub(super) fn send_trailers(&mut self, key: u32, trailers: &Headers) -> Result<(), Error> {
-        self.check_send(key)?;
-        let slot = &mut self.slots[key];
-        slot.send_done = true;
-        if slot.pending.is_empty() {
-            self.write_trailers(key, trailers);
-        } else {
-            slot.pending_trailers = Some(trailers.clone());
-        }
-        self.notify();
-        Ok(())
-    }
-
-    fn write_trailers(&mut self, key: u32, trailers: &Headers) {
-        let max_frame = self.peer.max_frame as usize;
-        let id = self.slots[key].id;
-        if trailers.is_empty() {
-            self.out.small().extend_from_slice(&frame::head(0, kind::DATA, flag::END_STREAM, id));
-        } else {
-            frame::write_headers(&mut self.out, &mut self.encoder, id, true, max_frame, |encoder, out| {
-                head::write_fields(encoder, trailers, out);
-            });
-        }
-        self.end(key);
-    }
-
-    /// Writes one frame of what is pending, and what follows the last one.
-    fn send_pending(&mut self, key: u32) {
-        let slot = &mut self.slots[key];
-        let window = slot.send_window.min(self.send_window).max(0) as usize;
-        let len = slot.pending.len().min(window).min(DATA_FRAME).min(self.peer.max_frame as usize);
-        if len == 0 {
-            return;
-        }
-        let chunk = slot.pending.split_to(len);
-        slot.send_window -= len as i64;
-        self.send_window -= len as i64;
-        let over = slot.pending.is_empty() && slot.send_done && slot.pending_trailers.is_none();
-        let flags = if over { flag::END_STREAM } else { 0 };
-        let written: [u8; HEAD] = frame::head(len, kind::DATA, flags, slot.id);
-        self.out.small().extend_from_slice(&written);
-        self.out.chunk(chunk);
-        if !slot.pending.is_empty() {
-            return;
-        }
-        slot.pending = Bytes::new();
-        self.woke |= slot.wake_send();
-        if over {
-            self.end(key);
-        } else if let Some(trailers) = slot.pending_trailers.take() {
-            self.write_trailers(key, &trailers);
-        }
-    }
-
-    /// The stream's window has grown.
-    pub(super) fn window_opened(&mut self, key: u32) {
-        let slot = &mut self.slots[key];
-        if slot.send_window <= 0 {
-            return;
-        }
-        if slot.pending.is_empty() {
-            self.woke |= slot.wake_send();
-        } else {
-            self.enqueue(key);
-            self.notify();
-        }
-    }
-
     // ---- The end.
 
     /// A client stops opening streams; a server lets the peer know and takes what is under way.
@@ -700,7 +515,7 @@ impl Connection {
         self.goaway_ping = false;
         self.goaway_sent = Some(self.last_peer_id);
         frame::write_goaway(&mut self.out, self.last_peer_id, code::NO_ERROR);
-        self.accept_waker.take().map(Waker::wake);
+        wake(&mut self.accept_waker);
         self.notify();
     }
 

@@ -30,6 +30,9 @@ const SLICES: usize = 32;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 
+/// How long a peer may take to answer the ping that follows the first GOAWAY.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 thread_local! {
     /// Read buffers of connections that are idle.
     static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
@@ -52,6 +55,8 @@ pub struct Driver<S> {
     flushing: bool,
     second: Instant,
     alive: Option<KeepAlive>,
+    /// Until when a peer may answer the ping after the first GOAWAY.
+    farewell: Option<Pin<Box<Sleep>>>,
 }
 
 enum Phase {
@@ -93,7 +98,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
         loop {
             match std::mem::replace(&mut this.phase, Phase::Done) {
                 Phase::Run => {
-                    let Poll::Ready(result) = this.poll_turn(cx) else {
+                    this.shared.borrow_mut().begin_turn(cx.waker());
+                    let turn = this.poll_turn(cx);
+                    // With a turn to come already, nobody needs to ask for one.
+                    if !this.deferred {
+                        this.shared.borrow_mut().end_turn();
+                    }
+                    let Poll::Ready(result) = turn else {
                         this.phase = Phase::Run;
                         return Poll::Pending;
                     };
@@ -133,12 +144,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             flushing: false,
             second: now,
             alive,
+            farewell: None,
         }
     }
 
     /// One turn; ready when the connection is over.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.shared.borrow_mut().begin_turn(cx.waker());
         if let Err(error) = self.read(cx) {
             let mut connection = self.shared.borrow_mut();
             let error = connection.end_of_transport(error);
@@ -151,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.shared.borrow_mut().die(error.clone());
             return Poll::Ready(Err(error));
         }
+        self.farewell(cx);
         let mut connection = self.shared.borrow_mut();
         let woke = std::mem::take(&mut connection.woke);
         if woke && !self.deferred && !connection.out.is_empty() && connection.out.len() < OUT_LIMIT / 2 {
@@ -215,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             // An idle connection holds no buffer.
             let buffer = std::mem::take(&mut self.buffer);
             SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARES {
+                if spare.len() < SPARES && buffer.capacity() > 0 {
                     spare.push(buffer);
                 }
             });
@@ -261,6 +273,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
         }
         Ok(())
+    }
+
+    /// Sends the last GOAWAY to a peer that does not answer the ping which was to tell when it is time.
+    fn farewell(&mut self, cx: &mut Context<'_>) {
+        if !self.shared.borrow().goaway_ping {
+            self.farewell = None;
+            return;
+        }
+        let sleep = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+        if sleep.as_mut().poll(cx).is_ready() {
+            self.shared.borrow_mut().last_goaway();
+        }
     }
 
     /// Writes until nothing is left or the transport takes no more. Ready when everything is written.

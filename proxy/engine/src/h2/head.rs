@@ -169,7 +169,7 @@ pub(super) fn read_request(
         }
     } else if scheme.is_none() || !path {
         check.refuse("missing pseudo-header");
-    } else if !head.path().starts_with('/') && !(head.path() == "*" && method == Some(Method::OPTIONS)) {
+    } else if !(head.path().starts_with('/') || head.path() == "*" && method == Some(Method::OPTIONS)) {
         check.refuse("bad :path");
     }
     match method {

@@ -5,7 +5,8 @@
 //! out-buffer; the driver writes once per turn of the event loop what all streams have put there.
 //!
 //! - `hpack`: header compression. `frame`: the layout of frames. `head`: heads to and from header blocks.
-//! - `connection`: the state and what senders and readers do to it. `receive`: what the peer's frames do to it.
+//! - `connection`: the state of a connection, and how streams begin, are read and end. `send`: what they send.
+//!   `receive`: what the peer's frames do.
 //! - `slot`: the state of a stream. `out`: what waits to be written. `driver`: the I/O.
 //!
 //! **Bounds.** Received content: the windows. The out-buffer: 128 KiB plus one chunk per stream, which stays with its
@@ -22,6 +23,7 @@ mod head;
 mod hpack;
 mod out;
 mod receive;
+mod send;
 mod slot;
 mod stream;
 

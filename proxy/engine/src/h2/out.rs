@@ -153,6 +153,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn no_buffer_is_held_when_everything_is_written() {
+        let mut out = Out::default();
+        out.small().extend_from_slice(b"abc");
+        out.chunk(Bytes::from(vec![0; 5000]));
+        out.advance(5003);
+        assert!(out.is_empty());
+        assert_eq!(out.buffer.capacity(), 0);
+    }
+
     proptest! {
         #[test]
         fn bytes_leave_in_the_order_they_came(

@@ -5,11 +5,12 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::code;
 use super::connection::{Connection, Fatal, GOAWAY_PING, Role};
 use super::frame::{self, FrameHead, HEAD, MAX_31, MAX_MAX_FRAME, MIN_MAX_FRAME, PREFACE, flag, kind, setting};
 use super::head::{self, Flaw, Judged};
 use super::hpack::Undecodable;
-use super::{code, slot::Slot};
+use super::slot::{Method, Slot};
 use crate::error::Error;
 use crate::message::{RequestHead, ResponseHead};
 
@@ -146,8 +147,27 @@ impl Connection {
         self.closed_ids.iter().rev().find(|(closed, _)| *closed == id).map(|(_, by_us)| *by_us)
     }
 
-    fn malformed(&mut self, key: u32, why: &'static str) {
-        self.reset(key, code::PROTOCOL_ERROR, Error::Malformed(why));
+    /// An error of one stream: the peer is told, and so is the stream's handle.
+    fn refuse(&mut self, key: u32, code: u32, error: Error) -> Result<(), Fatal> {
+        self.begun_for_nothing(key)?;
+        self.reset(key, code, error);
+        Ok(())
+    }
+
+    fn malformed(&mut self, key: u32, why: &'static str) -> Result<(), Fatal> {
+        self.refuse(key, code::PROTOCOL_ERROR, Error::Malformed(why))
+    }
+
+    /// Counts requests that the peer gave up, or made us give up, before they were answered (CVE-2023-44487,
+    /// CVE-2025-8671).
+    fn begun_for_nothing(&mut self, key: u32) -> Result<(), Fatal> {
+        if self.role == Role::Server && !self.slots[key].head_sent {
+            self.abuse.resets += 1;
+            if self.abuse.resets > self.config.max_resets_per_second {
+                return fatal(code::ENHANCE_YOUR_CALM, "too many resets");
+            }
+        }
+        Ok(())
     }
 
     /// Answers a frame on a stream that is not there any more.
@@ -200,8 +220,7 @@ impl Connection {
         };
         if let Some((code, error)) = refused {
             self.credit(flow);
-            self.reset(key, code, error);
-            return Ok(());
+            return self.refuse(key, code, error);
         }
         slot.recv_window -= flow as i64;
         slot.remote_end = end;
@@ -280,13 +299,11 @@ impl Connection {
         match self.slots.find(id) {
             Some(key) if refuse => {
                 self.skip_block(block)?;
-                self.malformed(key, "stream depends on itself");
-                Ok(())
+                self.malformed(key, "stream depends on itself")
             }
             Some(key) if self.slots[key].remote_end => {
                 self.skip_block(block)?;
-                self.reset(key, code::STREAM_CLOSED, Error::Malformed("HEADERS after the end"));
-                Ok(())
+                self.refuse(key, code::STREAM_CLOSED, Error::Malformed("HEADERS after the end"))
             }
             Some(key) if self.role == Role::Client && !self.slots[key].head_received => {
                 self.receive_response(key, end_stream, block)
@@ -346,7 +363,7 @@ impl Connection {
         slot.recv_window = i64::from(self.config.stream_window.max(unaware));
         slot.send_window = i64::from(self.peer.initial_window);
         slot.remote_end = end_stream;
-        slot.expected = judged.content_length;
+        slot.expected = judged.content_length.filter(|_| request.method != http::Method::CONNECT);
         let flaw = match judged.flaw {
             None if refuse => Some(Flaw::Malformed("stream depends on itself")),
             None if !fits(slot, 0, end_stream) => Some(Flaw::Malformed("content-length without content")),
@@ -361,7 +378,7 @@ impl Connection {
                 }
                 return Ok(());
             }
-            Some(Flaw::Malformed(why)) => self.malformed(key, why),
+            Some(Flaw::Malformed(why)) => self.malformed(key, why)?,
             Some(Flaw::TooLarge) => {
                 // The one answer that this room gives by itself: nobody else has seen the request.
                 let _ = self.send_response(key, &ResponseHead::new(431), true);
@@ -377,29 +394,34 @@ impl Connection {
         let mut headers = self.spare_headers();
         let max = self.config.max_header_list;
         let (status, judged) = head::read_response(&mut self.decoder, block, &mut headers, max)?;
-        let slot = &mut self.slots[key];
-        let informational = (100..200).contains(&status);
-        let nothing = slot.no_content || matches!(status, 204 | 304);
-        slot.expected = if nothing { Some(0) } else { judged.content_length };
         if let Some(flaw) = judged.flaw {
-            self.refuse_flaw(key, flaw);
-        } else if informational && end_stream {
-            self.malformed(key, "informational head ends the stream");
-        } else if informational && slot.heads.len() >= MAX_HEADS {
-            self.reset(key, code::ENHANCE_YOUR_CALM, Error::HeadTooLarge);
-        } else if !informational && !fits(slot, 0, end_stream) {
-            self.malformed(key, "content-length without content");
-        } else {
-            if informational {
-                slot.expected = None;
-            }
-            slot.head_received = !informational;
-            slot.remote_end = end_stream;
-            slot.heads.push_back((status, headers));
-            self.woke |= slot.wake_recv();
+            return self.refuse_flaw(key, flaw);
+        }
+        let slot = &mut self.slots[key];
+        if (100..200).contains(&status) {
             if end_stream {
-                self.settle(key);
+                return self.malformed(key, "informational head ends the stream");
             }
+            if slot.heads.len() >= MAX_HEADS {
+                return self.refuse(key, code::ENHANCE_YOUR_CALM, Error::HeadTooLarge);
+            }
+        } else {
+            slot.head_received = true;
+            slot.expected = match (status, slot.method) {
+                (204 | 304, _) | (_, Method::Head) => Some(0),
+                // A tunnel has no message and no length (RFC 9110 section 9.3.6).
+                (200..300, Method::Connect) => None,
+                _ => judged.content_length,
+            };
+            if !fits(slot, 0, end_stream) {
+                return self.malformed(key, "content-length without content");
+            }
+        }
+        slot.remote_end = end_stream;
+        slot.heads.push_back((status, headers));
+        self.woke |= slot.wake_recv();
+        if end_stream {
+            self.settle(key);
         }
         Ok(())
     }
@@ -408,28 +430,29 @@ impl Connection {
         let mut trailers = self.spare_headers();
         let max = self.config.max_header_list;
         let Judged { flaw, .. } = head::read_trailers(&mut self.decoder, block, &mut trailers, max)?;
-        let slot = &mut self.slots[key];
         if let Some(flaw) = flaw {
-            self.refuse_flaw(key, flaw);
-        } else if !end_stream {
-            self.malformed(key, "trailers without the end");
-        } else if !fits(slot, 0, true) {
-            self.malformed(key, "content-length differs from the content");
-        } else {
-            slot.remote_end = true;
-            if slot.held {
-                slot.trailers = Some(trailers);
-            }
-            self.woke |= slot.wake_recv();
-            self.settle(key);
+            return self.refuse_flaw(key, flaw);
         }
+        if !end_stream {
+            return self.malformed(key, "trailers without the end");
+        }
+        let slot = &mut self.slots[key];
+        if !fits(slot, 0, true) {
+            return self.malformed(key, "content-length differs from the content");
+        }
+        slot.remote_end = true;
+        if slot.held {
+            slot.trailers = Some(trailers);
+        }
+        self.woke |= slot.wake_recv();
+        self.settle(key);
         Ok(())
     }
 
-    fn refuse_flaw(&mut self, key: u32, flaw: Flaw) {
+    fn refuse_flaw(&mut self, key: u32, flaw: Flaw) -> Result<(), Fatal> {
         match flaw {
             Flaw::Malformed(why) => self.malformed(key, why),
-            Flaw::TooLarge => self.reset(key, code::ENHANCE_YOUR_CALM, Error::HeadTooLarge),
+            Flaw::TooLarge => self.refuse(key, code::ENHANCE_YOUR_CALM, Error::HeadTooLarge),
         }
     }
 
@@ -446,10 +469,7 @@ impl Connection {
         };
         match (wrong, self.slots.find(head.stream)) {
             (None, _) => self.useless(),
-            (Some(code), Some(key)) => {
-                self.reset(key, code, Error::Malformed("bad PRIORITY"));
-                Ok(())
-            }
+            (Some(code), Some(key)) => self.refuse(key, code, Error::Malformed("bad PRIORITY")),
             // A reset of an idle stream would be an error of ours.
             (Some(code), None) if self.idle(head.stream) => fatal(code, "bad PRIORITY"),
             (Some(code), None) => self.reset_closed(head.stream, code),
@@ -465,13 +485,7 @@ impl Connection {
         }
         let Some(key) = self.slots.find(head.stream) else { return self.useless() };
         let code = frame::word(payload);
-        if self.role == Role::Server && !self.slots[key].head_sent {
-            // Work that was begun for nothing (CVE-2023-44487).
-            self.abuse.resets += 1;
-            if self.abuse.resets > self.config.max_resets_per_second {
-                return fatal(code::ENHANCE_YOUR_CALM, "too many resets");
-            }
-        }
+        self.begun_for_nothing(key)?;
         let error = if code == code::REFUSED_STREAM { Error::Refused } else { Error::Reset(code) };
         self.close(key, Some(error));
         // Nobody has seen the request yet: nobody needs to.
@@ -614,10 +628,12 @@ impl Connection {
         slot.send_window += by;
         match (by, slot.send_window > i64::from(MAX_31)) {
             (0, _) => self.malformed(key, "WINDOW_UPDATE of nothing"),
-            (_, true) => self.reset(key, code::FLOW_CONTROL_ERROR, Error::Malformed("window too large")),
-            _ => self.window_opened(key),
+            (_, true) => self.refuse(key, code::FLOW_CONTROL_ERROR, Error::Malformed("window too large")),
+            _ => {
+                self.window_opened(key);
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 

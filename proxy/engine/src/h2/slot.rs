@@ -13,6 +13,15 @@ use crate::message::Headers;
 /// much more memory than the window admits.
 const GATHER_UP_TO: usize = 4096;
 
+/// The methods that change the meaning of a response's `content-length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Method {
+    Head,
+    Connect,
+    #[default]
+    Other,
+}
+
 /// The state of one stream.
 #[derive(Default)]
 pub(super) struct Slot {
@@ -29,8 +38,8 @@ pub(super) struct Slot {
     pub(super) remote_end: bool,
     /// A client has got the final head.
     pub(super) head_received: bool,
-    /// The response has no content whatever its fields say: the request was HEAD.
-    pub(super) no_content: bool,
+    /// A client's request, as far as it decides what the response's fields mean.
+    pub(super) method: Method,
     /// What the peer may still send.
     pub(super) recv_window: i64,
     /// Taken by the reader, not announced to the peer yet.
@@ -112,16 +121,15 @@ impl Slot {
     }
 
     pub(super) fn wake_recv(&mut self) -> bool {
-        self.recv_waker.take().map(Waker::wake).is_some()
+        wake(&mut self.recv_waker)
     }
 
     pub(super) fn wake_send(&mut self) -> bool {
-        self.send_waker.take().map(Waker::wake).is_some()
+        wake(&mut self.send_waker)
     }
 
     pub(super) fn wake_all(&mut self) -> bool {
-        let reset = self.reset_waker.take().map(Waker::wake).is_some();
-        self.wake_recv() | self.wake_send() | reset
+        self.wake_recv() | self.wake_send() | wake(&mut self.reset_waker)
     }
 
     /// Makes the slot as new; what is allocated for queues stays.
@@ -140,6 +148,11 @@ pub(super) fn register(place: &mut Option<Waker>, waker: &Waker) {
         Some(old) if old.will_wake(waker) => (),
         _ => *place = Some(waker.clone()),
     }
+}
+
+/// Wakes the task that waits there, and says whether there was one.
+pub(super) fn wake(place: &mut Option<Waker>) -> bool {
+    place.take().map(Waker::wake).is_some()
 }
 
 /// All slots.
@@ -227,5 +240,60 @@ impl Hasher for IdHasher {
 
     fn write_u32(&mut self, id: u32) {
         self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_stays_small() {
+        assert!(size_of::<Slot>() <= 512, "{}", size_of::<Slot>());
+    }
+
+    #[test]
+    fn slots_are_used_again_and_do_not_pile_up() {
+        let mut slots = Slots::default();
+        for round in 0..100 {
+            let key = slots.insert(round * 2 + 1);
+            assert_eq!((key, slots.find(round * 2 + 1)), (0, Some(0)));
+            slots.forget_id(round * 2 + 1);
+            slots.free(key);
+        }
+        let keys: Vec<u32> = (0..100).map(|id| slots.insert(id)).collect();
+        for (id, key) in keys.into_iter().enumerate() {
+            slots.forget_id(id as u32);
+            slots.free(key);
+        }
+        assert_eq!((slots.used(), slots.slots.capacity(), slots.by_id.capacity()), (0, 0, 0));
+    }
+
+    #[test]
+    fn data_comes_out_as_it_went_in() {
+        let mut slot = Slot::default();
+        let large = Bytes::from(vec![9; 5000]);
+        for at in 0..3000u32 {
+            slot.push_data(&[at as u8], None);
+            if at % 1000 == 0 {
+                slot.push_data(&large[1..], Some(&large));
+            }
+        }
+        assert_eq!(slot.buffered, 3000 + 3 * 4999);
+        let mut chunks = 0;
+        let mut all = Vec::new();
+        while let Some(data) = slot.take_data() {
+            chunks += 1;
+            all.extend_from_slice(&data);
+        }
+        let mut expect = Vec::new();
+        for at in 0..3000u32 {
+            expect.push(at as u8);
+            if at % 1000 == 0 {
+                expect.extend([9; 4999]);
+            }
+        }
+        assert!(all == expect && slot.buffered == 0);
+        assert!(chunks < 10, "{chunks}: tiny frames are gathered");
     }
 }

@@ -363,7 +363,7 @@ fn a_head_that_cannot_be_sent_leaves_room_for_another() {
     assert!(server.io().text().starts_with("HTTP/1.1 502 Bad Gateway\r\n"));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn the_last_response_is_not_cut_off_by_what_the_client_still_sends() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -397,4 +397,70 @@ async fn a_body_cut_off_does_not_look_complete() {
     server.flush().await.unwrap();
     server.close().await;
     assert!(client.read_to_end(&mut Vec::new()).await.is_err());
+}
+
+/// All that a server sees of `pieces` and then the end of the stream, up to the first error.
+fn transcript<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
+    let pieces: Vec<_> = pieces.into_iter().filter(|piece| !piece.is_empty()).chain([&b""[..]]).collect();
+    let (mut server, mut seen, mut head) = (server(pieces), Vec::new(), RequestHead::default());
+    while let Some(request) = now(|cx| server.poll_request(cx, &mut head)) {
+        if request.is_err() {
+            seen.push("error".to_owned());
+            break;
+        }
+        seen.push(format!("{} {} {:?} {:?}", head.method, head.path(), head.authority(), server.body_length()));
+        seen.extend(head.headers.iter().map(|(name, value)| format!("{name:?}: {value:?}")));
+        match body(&mut server) {
+            Ok(body) => seen.push(format!("{body:?}")),
+            Err(_) => seen.push("error".to_owned()),
+        }
+        server.send_response(&ResponseHead::new(200), Length::Unknown);
+        server.send_end(None);
+    }
+    seen
+}
+
+/// Streams of pieces of requests, many of them valid.
+fn stream() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+    use proptest::prelude::*;
+    let piece = prop::sample::select(vec![
+        "GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+        "POST /c HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+        "POST /d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "hello",
+        "5\r\nhello\r\n",
+        "0\r\n\r\n",
+        "0\r\nx: y\r\n\r\n",
+        "3;x=y\r\nabc\r\n",
+        "\r\n",
+        "\n",
+        "x",
+        "Content-Length: 5\r\n",
+    ]);
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(512))]
+
+    /// However a stream is cut into reads, the same requests are seen.
+    #[test]
+    fn cuts_change_nothing(input in stream(), cuts in proptest::collection::vec(1usize..60, 1..20)) {
+        let whole = transcript([&input[..]]);
+        let (mut pieces, mut rest, mut cuts) = (Vec::new(), &input[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+            pieces.push(piece);
+            rest = later;
+        }
+        proptest::prop_assert_eq!(transcript(pieces), whole.clone());
+        proptest::prop_assert_eq!(transcript(input.chunks(1)), whole);
+    }
+}
+
+#[test]
+fn a_connection_is_small() {
+    assert!(size_of::<Server<tokio::net::TcpStream>>() <= 384, "{}", size_of::<Server<tokio::net::TcpStream>>());
 }
