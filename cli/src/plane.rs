@@ -127,11 +127,13 @@ impl Plane {
         let authority = Authority::start(&config, &inner.stop).map_err(anyhow_error)?;
         let destination = service_account(DESTINATION_ACCOUNT)?;
         let identity = config.server_identity().map_err(anyhow_error)?;
-        let credentials = authority.service.keep_issued(destination.clone()).context("the control plane's certificate")?;
+        let credentials =
+            authority.service.keep_issued(destination.clone()).context("the control plane's certificate")?;
 
         let listen = |port| TcpListener::bind((network::NODE, port));
         let identity_listener = listen(defaults::IDENTITY_PORT).await.context("the identity service's port")?;
-        let destination_listener = listen(defaults::DESTINATION_PORT).await.context("the destination service's port")?;
+        let destination_listener =
+            listen(defaults::DESTINATION_PORT).await.context("the destination service's port")?;
         *lock(&inner.proxy_env) = proxy_env(&identity, &destination, authority.service.anchors().pem());
 
         let stop = inner.stop.clone();
@@ -164,7 +166,9 @@ impl Plane {
         let same = |spec: &&WorkloadSpec| spec.namespace == workload.ns && spec.replica == workload.pod;
         match all.iter().find(same) {
             Some(spec) if own(spec) => Ok(()),
-            _ => Err(Status::permission_denied(format!("{account}.{namespace} is not {}/{}", workload.ns, workload.pod))),
+            _ => {
+                Err(Status::permission_denied(format!("{account}.{namespace} is not {}/{}", workload.ns, workload.pod)))
+            }
         }
     }
 
@@ -175,7 +179,8 @@ impl Plane {
             return Err(CommandError::failed("a workload's address is chosen by the control plane"));
         }
         let namespace = if workload.namespace.is_empty() { "default".into() } else { workload.namespace };
-        let replica = if workload.replica.is_empty() { self.new_name(&namespace, &workload.name) } else { workload.replica };
+        let replica =
+            if workload.replica.is_empty() { self.new_name(&namespace, &workload.name) } else { workload.replica };
         let ports = workload.ports.iter().map(port).collect::<Result<Vec<_>>>()?;
         let address = lock(&inner.addresses).take()?;
         // From here on dropping it gives the address back.
@@ -218,11 +223,8 @@ impl Plane {
         let info = |spec: WorkloadSpec| {
             let identity = if spec.meshed { service_account_in(&spec.name, &spec.namespace).ok() } else { None };
             let at = |port: u16| format!("{}:{port}", spec.ip);
-            let port = |p: &PortSpec| Port {
-                port: p.port.into(),
-                name: p.name.clone(),
-                app_protocol: p.app_protocol.clone(),
-            };
+            let port =
+                |p: &PortSpec| Port { port: p.port.into(), name: p.name.clone(), app_protocol: p.app_protocol.clone() };
             WorkloadInfo {
                 address: spec.ip.to_string(),
                 identity: identity.map(|identity| identity.to_string()).unwrap_or_default(),

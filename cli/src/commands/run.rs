@@ -5,8 +5,8 @@ use crate::output::paint_err;
 use crate::registry::{Client, Lease};
 use crate::replica::{Replica, Words, signal as send, terminate};
 use crate::sandbox::dns;
-use crate::sandbox::state::{self, Mesh};
 use crate::sandbox::network;
+use crate::sandbox::state::{self, Mesh};
 use futures_util::future::{join_all, try_join_all};
 use gossamer_api::defaults;
 use gossamer_api::wire::mesh::{Port, RegisterWorkload, Registered};
@@ -109,7 +109,8 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
         registered.push(registry.register(args.registration()).await?);
     }
     let resolv = resolv_conf(&args.namespace)?;
-    let starts = registered.into_iter().map(|(registered, lease)| start(&args, registered, lease, resolv.path().into()));
+    let starts =
+        registered.into_iter().map(|(registered, lease)| start(&args, registered, lease, resolv.path().into()));
     let mut running = tokio::select! {
         running = try_join_all(starts) => running?,
         signal = signals.next() => return Ok(ExitCode::from(128 + signal as u8)),

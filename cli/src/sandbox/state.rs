@@ -131,7 +131,9 @@ pub fn meshes() -> Result<Vec<Mesh>> {
         let path = entry.path();
         if !is_locked(&path.join("lock")) {
             // A killed mesh left it. One that is just starting has not been published yet.
-            if path.join("pid").exists() && let Ok(name) = entry.file_name().into_string() {
+            if path.join("pid").exists()
+                && let Ok(name) = entry.file_name().into_string()
+            {
                 drop(State::take(&name));
             }
             continue;
