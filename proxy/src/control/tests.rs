@@ -29,16 +29,18 @@ struct Say<T> {
     opened: mpsc::UnboundedSender<Opened<T>>,
     /// Refuses instead.
     refuse: Mutex<Option<Status>>,
+    refused: tokio::sync::Semaphore,
 }
 
 impl<T> Say<T> {
     fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Opened<T>>) {
         let (opened, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Say { opened, refuse: Mutex::default() }), receiver)
+        (Arc::new(Say { opened, refuse: Mutex::default(), refused: tokio::sync::Semaphore::new(0) }), receiver)
     }
 
     fn open(&self, question: String) -> Result<Response<Stream<T>>, Status> {
         if let Some(status) = self.refuse.lock().unwrap().clone() {
+            self.refused.add_permits(1);
             return Err(status);
         }
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -332,10 +334,11 @@ async fn a_policy_that_is_not_understood_closes_a_port_and_keeps_a_target() {
     let closed = known(&mut port, |server| server.meta.name() == "invalid").await;
     assert!(closed.authorizations.is_empty());
     // A control plane that forgot the workload does not open the port again.
-    servers.send(Err(Status::not_found("no such pod"))).unwrap();
-    drop(servers);
     *plane.watch_port.0.refuse.lock().unwrap() = Some(Status::not_found("no such pod"));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    servers.send(Err(Status::not_found("no such pod"))).unwrap();
+    // It asks again, so it has seen the first answer.
+    let _again = control.server(80);
+    let _ = soon(plane.watch_port.0.refused.acquire()).await.unwrap();
     known(&mut port, |server| server.meta.name() == "invalid").await;
 }
 
