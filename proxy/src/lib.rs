@@ -88,6 +88,8 @@ pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
     if config.redirect {
         redirect(&config).apply()?;
     }
+    // Connections to the control plane are our own, too.
+    grpc::mark_sockets(config.mark);
     let credentials = credentials(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
 

@@ -2,7 +2,8 @@
 //!
 //! Sessions are added and removed by the control thread; data threads look at one flag per request ([`Taps::is_active`])
 //! and, only while somebody taps, at the sessions. Events cross in bounded queues; what does not fit is dropped and
-//! counted.
+//! counted. Only clients on this host are served, for a pod through a port-forward: there is no TLS on this port, and
+//! what passes through a proxy is nobody's business but that of who may enter its network namespace.
 //!
 //! **Invariant:** a tap never delays or fails a request, and its memory is bounded whoever reads it however slowly.
 
@@ -16,6 +17,7 @@ use arc_swap::ArcSwap;
 use gossamer_api::authorization::RateLimit;
 use gossamer_api::defaults::{TAP_QUEUE, TAP_SESSIONS};
 use gossamer_api::endpoint::Labels;
+use gossamer_api::process::grpc::PeerIdentity;
 use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
 use linkerd2_proxy_api::http_types;
 use linkerd2_proxy_api::tap as api;
@@ -180,7 +182,7 @@ impl Taps {
         tapped.filter(|tapped| !tapped.watchers.is_empty())
     }
 
-    /// The gRPC service, for the control thread.
+    /// The gRPC service, for the control thread; serve it with `api::process::grpc`, which says who the client is.
     pub fn service(&self) -> TapServer<TapService> {
         TapServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES)
     }
@@ -403,11 +405,21 @@ impl Drop for Events {
     }
 }
 
+/// True for loopback and Unix sockets.
+fn may_tap(peer: &PeerIdentity) -> bool {
+    peer.address.is_none_or(|address| address.ip().to_canonical().is_loopback())
+}
+
 #[tonic::async_trait]
 impl Tap for TapService {
     type ObserveStream = Events;
 
     async fn observe(&self, request: Request<api::ObserveRequest>) -> Result<Response<Events>, Status> {
+        if !request.extensions().get::<PeerIdentity>().is_some_and(may_tap) {
+            return Err(Status::permission_denied(
+                "taps are only served to this host (for a pod: through a port-forward)",
+            ));
+        }
         let max_rps = match request.metadata().get(MAX_RPS) {
             None => DEFAULT_MAX_RPS,
             Some(value) => value

@@ -71,8 +71,19 @@ fn extract_headers() -> Option<api::observe_request::Extract> {
     Some(Extract { extract: Some(extract::Extract::Http(extract::Http { extract: Some(headers) })) })
 }
 
+/// A request of a client on this host.
+fn local(request: api::ObserveRequest) -> Request<api::ObserveRequest> {
+    from("127.0.0.1:1", request)
+}
+
+fn from(address: &str, request: api::ObserveRequest) -> Request<api::ObserveRequest> {
+    let mut request = Request::new(request);
+    request.extensions_mut().insert(PeerIdentity { identity: None, address: Some(address.parse().unwrap()) });
+    request
+}
+
 async fn observe(taps: &Taps, request: api::ObserveRequest) -> Result<Events, Status> {
-    TapService(taps.clone()).observe(Request::new(request)).await.map(Response::into_inner)
+    TapService(taps.clone()).observe(local(request)).await.map(Response::into_inner)
 }
 
 async fn observe_everything(taps: &Taps, limit: u32) -> Events {
@@ -171,7 +182,7 @@ async fn after_its_limit_a_session_ends_when_what_it_watches_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_session_sees_so_many_requests_per_second() {
     let taps = taps();
-    let mut request = Request::new(api::ObserveRequest { limit: u32::MAX, r#match: Some(everything()), extract: None });
+    let mut request = local(api::ObserveRequest { limit: u32::MAX, r#match: Some(everything()), extract: None });
     request.metadata_mut().insert(MAX_RPS, "5".parse().unwrap());
     let _events = TapService(taps.clone()).observe(request).await.unwrap();
     let head = head("GET", "/");
@@ -184,7 +195,7 @@ async fn a_session_sees_so_many_requests_per_second() {
 async fn a_reader_who_stands_still_loses_events_not_requests() {
     let dropped = Arc::new(Counter::default());
     let taps = Taps::new(dropped.clone());
-    let mut request = Request::new(api::ObserveRequest { limit: u32::MAX, r#match: Some(everything()), extract: None });
+    let mut request = local(api::ObserveRequest { limit: u32::MAX, r#match: Some(everything()), extract: None });
     request.metadata_mut().insert(MAX_RPS, "1000000".parse().unwrap());
     let _events = TapService(taps.clone()).observe(request).await.unwrap();
     let head = head("GET", "/");
@@ -208,6 +219,18 @@ async fn bad_and_too_many_sessions_are_refused() {
     assert_eq!(refused(one_more.clone()).await, tonic::Code::ResourceExhausted);
     held.pop();
     assert!(observe(&taps, one_more).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_this_host_may_tap() {
+    let service = TapService(taps());
+    let request = api::ObserveRequest { limit: 1, r#match: Some(everything()), extract: None };
+    for (address, expect) in
+        [("127.0.0.1:1", true), ("[::1]:1", true), ("[::ffff:127.0.0.1]:1", true), ("10.0.0.1:1", false)]
+    {
+        assert_eq!(service.observe(from(address, request.clone())).await.is_ok(), expect, "{address}");
+    }
+    assert!(service.observe(Request::new(request)).await.is_err(), "an unknown client");
 }
 
 #[test]
