@@ -2,7 +2,8 @@
 //!
 //! Sessions are added and removed by the control thread; data threads look at one flag per request ([`Taps::is_active`])
 //! and, only while somebody taps, at the sessions. Events cross in bounded queues; what does not fit is dropped and
-//! counted.
+//! counted. Only clients on this host are served, for a pod through a port-forward: there is no TLS on this port, and
+//! what passes through a proxy is nobody's business but that of who may enter its network namespace.
 //!
 //! **Invariant:** a tap never delays or fails a request, and its memory is bounded whoever reads it however slowly.
 
@@ -16,8 +17,7 @@ use arc_swap::ArcSwap;
 use gossamer_api::authorization::RateLimit;
 use gossamer_api::defaults::{TAP_QUEUE, TAP_SESSIONS};
 use gossamer_api::endpoint::Labels;
-use gossamer_api::process::grpc::{self, PeerIdentity};
-use gossamer_api::process::stop::Stop;
+use gossamer_api::process::grpc::PeerIdentity;
 use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
 use linkerd2_proxy_api::http_types;
 use linkerd2_proxy_api::tap as api;
@@ -30,11 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Requests that a session sees per second at most; a client may ask for fewer or more in the metadata [`MAX_RPS`].
@@ -184,12 +182,7 @@ impl Taps {
         tapped.filter(|tapped| !tapped.watchers.is_empty())
     }
 
-    /// Serves the API on a socket until `stop`, for the control thread. Without TLS, so only to this host.
-    pub fn serve(&self, listener: TcpListener, stop: Stop) -> impl Future<Output = ()> + Send + use<> {
-        grpc::serve(Routes::new(self.service()), listener, None, stop)
-    }
-
-    /// The gRPC service.
+    /// The gRPC service, for the control thread; serve it with `api::process::grpc`, which says who the client is.
     pub fn service(&self) -> TapServer<TapService> {
         TapServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES)
     }
@@ -412,7 +405,7 @@ impl Drop for Events {
     }
 }
 
-/// What passes through a proxy is nobody's business but that of who may enter its host or network namespace.
+/// True for loopback and Unix sockets.
 fn may_tap(peer: &PeerIdentity) -> bool {
     peer.address.is_none_or(|address| address.ip().to_canonical().is_loopback())
 }

@@ -214,9 +214,11 @@ impl Index {
         let key = object.key();
         let mut changed = BTreeSet::new();
         self.touch(&key, &mut changed);
+        let before = self.members(&key);
         self.remove(&key);
         self.insert(&key, object);
         self.touch(&key, &mut changed);
+        self.touch_moved(&key, &before, &mut changed);
         changed
     }
 
@@ -224,7 +226,9 @@ impl Index {
     pub fn delete(&mut self, key: &Key) -> BTreeSet<Subject> {
         let mut changed = BTreeSet::new();
         self.touch(key, &mut changed);
+        let before = self.members(key);
         self.remove(key);
+        self.touch_moved(key, &before, &mut changed);
         changed
     }
 
@@ -270,9 +274,9 @@ impl Index {
             }
             Kind::Service => {
                 self.touch_service(name, changed);
+                // Whether a pod's port is opaque depends on all services that send to it.
                 for workload in self.workloads_of(name) {
-                    changed.insert(Subject::Workload(workload.clone()));
-                    self.touch_addresses(workload, changed);
+                    self.touch_workload(workload, changed);
                 }
                 for route in self.routes_to.get(name).into_iter().flatten() {
                     self.touch(route, changed);
@@ -288,11 +292,11 @@ impl Index {
                 }
             }
             Kind::EndpointSlice => {
+                // Its pods are touched where they come or go: in a large slice that is one of a hundred.
                 if let Some(slice) = self.slices.get(name) {
                     changed.insert(Subject::Endpoints(slice.service.clone()));
-                    for workload in self.slices_with.with(name) {
-                        changed.insert(Subject::Workload(workload.clone()));
-                    }
+                    // `POD.SERVICE` names one of them.
+                    changed.insert(Subject::Service(slice.service.clone()));
                 }
             }
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
@@ -305,6 +309,21 @@ impl Index {
                     self.touch_policy(name, policy, changed);
                 }
             }
+        }
+    }
+
+    /// The service of a slice with each of its pods; nothing for other objects.
+    fn members(&self, key: &Key) -> BTreeSet<(Name, Name)> {
+        let slice = (key.kind == Kind::EndpointSlice).then(|| self.slices.get(&key.name)).flatten();
+        let pods =
+            |slice: &Slice| self.slices_with.with(&key.name).map(|pod| (slice.service.clone(), pod.clone())).collect();
+        slice.map(pods).unwrap_or_default()
+    }
+
+    /// Adds what depends on pods that came to a slice or left it.
+    fn touch_moved(&self, key: &Key, before: &BTreeSet<(Name, Name)>, changed: &mut BTreeSet<Subject>) {
+        for (_, pod) in before.symmetric_difference(&self.members(key)) {
+            self.touch_workload(pod, changed);
         }
     }
 

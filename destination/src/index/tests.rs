@@ -459,17 +459,27 @@ fn audit_lets_everybody_in_and_says_so() {
 fn object(kind: u8, name: u8, variant: u8) -> Object {
     let (name, ip) = (format!("o{name}"), 1 + name);
     let text = match kind {
-        0 => service(&name, &format!("10.96.0.{}", variant % 3), "{port: 80, targetPort: http}", ""),
-        1 => pod(&name, &format!("o{}", variant % 3), &format!("10.1.0.{}", ip + variant % 2), variant % 2 == 0),
+        0 => service(
+            &name,
+            &format!("10.96.0.{}", variant % 3),
+            ["{port: 80, targetPort: http}", "{port: 80, name: tcp, targetPort: http}"][variant as usize / 3],
+            "",
+        ),
+        1 => pod(&name, &format!("o{}", variant % 3), &format!("10.1.0.{}", ip + variant % 2), variant % 2 == 0)
+            .replace(
+                "name: http, containerPort: 8080",
+                ["name: http, containerPort: 8080", "name: http, containerPort: 80"][variant as usize / 3],
+            ),
         2 => format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: demo, labels: {{kubernetes.io/service-name: o{}}}}}\n\
-             ports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.1.0.{ip}], targetRef: {{kind: Pod, name: o{}}}}}]\n",
+             ports: [{{port: 80}}]\nendpoints: [{{addresses: [10.1.0.{ip}], targetRef: {{kind: Pod, name: o{}}}}}]\n",
             variant % 3,
             variant % 2
         ),
         3 => ROUTE
             .replace("NS", "demo")
             .replace("name: split", &format!("name: {name}"))
+            .replace("name: v2", &format!("name: o{}", (variant + 1) % 3))
             .replace("name: web", &format!("name: o{}", variant % 3)),
         4 => policy(
             &name,
@@ -492,7 +502,10 @@ fn answers(index: &Index) -> Vec<(Subject, String)> {
     for n in 0..4 {
         let name = Name::new("demo", &format!("o{n}"));
         all.push((Subject::Endpoints(name.clone()), format!("{:?}", index.endpoints(&name, 80, None, &source))));
-        all.push((Subject::Workload(name.clone()), format!("{:?}", index.server(&name, 8080))));
+        all.push((
+            Subject::Workload(name.clone()),
+            format!("{:?} {:?}", index.server(&name, 8080), index.server(&name, 80)),
+        ));
         let service = index.outbound(&Asked::Service(name.clone(), 80), &source);
         all.push((Subject::Service(name), format!("{service:?}")));
     }

@@ -1,11 +1,11 @@
 //! Structs of atomics that requests and connections count into. No lock, no allocation, no hash.
 
-use super::labels::Labels;
+use super::labels::Text;
 use super::registry::{Collect, Exposition};
 use super::{Family, LATENCY_BOUNDS_US};
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A number that only grows.
@@ -130,10 +130,6 @@ pub struct RequestMetrics {
     /// By class (1xx to 5xx, others) and success, when a peer answers with more than 24 kinds of responses.
     rest: [[Counter; 2]; 6],
     latency: Latency,
-    allowed: Counter,
-    denied: Counter,
-    retries: Counter,
-    retry_overflow: Counter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,41 +147,25 @@ impl RequestMetrics {
         self.requests.inc();
     }
 
-    /// Its response's head is on its way.
+    /// Its response ended.
     #[inline]
-    pub fn latency(&self, latency: Duration) {
-        self.latency.record(latency);
+    pub fn response(&self, status: u16, grpc: Option<u16>, success: bool, latency: Duration) {
+        self.record(Response { status, grpc, success, error: None }, latency);
     }
 
-    /// Its response ended. `error` is the reason code when the proxy answered by itself or the response broke off.
+    /// The proxy answered in place of a response, or the response broke off. `error` is the reason code.
     #[inline]
-    pub fn response(&self, status: u16, grpc: Option<u16>, success: bool, error: Option<&'static str>) {
-        let response = Response { status, grpc, success, error };
+    pub fn failure(&self, status: u16, grpc: Option<u16>, error: &'static str, latency: Duration) {
+        self.record(Response { status, grpc, success: false, error: Some(error) }, latency);
+    }
+
+    #[inline]
+    fn record(&self, response: Response, latency: Duration) {
         if !self.responses.inc(response) {
             let class = usize::from(response.status / 100).min(6).saturating_sub(1);
             self.rest[class.min(5)][usize::from(response.success)].inc();
         }
-    }
-
-    /// Inbound: policy let it in.
-    #[inline]
-    pub fn allow(&self) {
-        self.allowed.inc();
-    }
-
-    /// Inbound: policy did not.
-    pub fn deny(&self) {
-        self.denied.inc();
-    }
-
-    /// Outbound: it is sent once more.
-    pub fn retry(&self) {
-        self.retries.inc();
-    }
-
-    /// Outbound: the budget did not allow to send it once more.
-    pub fn retry_overflow(&self) {
-        self.retry_overflow.inc();
+        self.latency.record(latency);
     }
 
     /// Requests so far.
@@ -199,16 +179,16 @@ impl Collect for RequestMetrics {
         out.value(Family::RequestTotal, labels, self.requests.get());
         let classification = |success| if success { "success" } else { "failure" };
         for (response, count) in self.responses.iter() {
-            let mut text = Labels::none();
-            text.add("status_code", itoa::Buffer::new().format(response.status));
-            text.add("classification", classification(response.success));
+            let mut text = Text::new();
+            text.pair("status_code", itoa::Buffer::new().format(response.status));
+            text.pair("classification", classification(response.success));
             if let Some(code) = response.grpc {
-                text.add("grpc_status", itoa::Buffer::new().format(code));
+                text.pair("grpc_status", itoa::Buffer::new().format(code));
             }
             if let Some(error) = response.error {
-                text.add("error", error);
+                text.pair("error", error);
             }
-            out.value_with(Family::ResponseTotal, labels, text.as_str(), count);
+            out.value_with(Family::ResponseTotal, labels, &text.take(), count);
         }
         for (class, counters) in self.rest.iter().enumerate() {
             for (success, counter) in [false, true].into_iter().zip(counters) {
@@ -219,10 +199,6 @@ impl Collect for RequestMetrics {
             }
         }
         self.latency.collect(labels, out);
-        out.some(Family::InboundHttpAuthzAllow, labels, self.allowed.get());
-        out.some(Family::InboundHttpAuthzDeny, labels, self.denied.get());
-        out.some(Family::HttpRetryRequests, labels, self.retries.get());
-        out.some(Family::HttpRetryOverflow, labels, self.retry_overflow.get());
     }
 }
 
@@ -234,20 +210,14 @@ pub struct TcpMetrics {
     closed: Few<&'static str, 16>,
     read: Counter,
     written: Counter,
-    denied: Counter,
 }
 
 impl TcpMetrics {
-    /// A connection stands.
-    pub fn open(&self) {
+    /// Counts a connection from here until the guard is dropped.
+    pub fn open(self: &Arc<Self>) -> OpenConnection {
         self.opened.inc();
         self.open.add(1);
-    }
-
-    /// It ended, well or by an error.
-    pub fn close(&self, error: Option<io::ErrorKind>) {
-        self.open.add(-1);
-        self.closed.inc(error.map_or("", errno));
+        OpenConnection { metrics: self.clone(), errno: "" }
     }
 
     /// Bytes came from the peer.
@@ -258,19 +228,42 @@ impl TcpMetrics {
 
     /// Bytes went to the peer.
     #[inline]
-    pub fn write(&self, bytes: u64) {
+    pub fn wrote(&self, bytes: u64) {
         self.written.add(bytes);
     }
+}
 
-    /// Inbound: policy refused the connection.
-    pub fn deny(&self) {
-        self.denied.inc();
+/// An open connection; closed when dropped.
+#[derive(Debug)]
+pub struct OpenConnection {
+    metrics: Arc<TcpMetrics>,
+    errno: &'static str,
+}
+
+impl OpenConnection {
+    /// Where bytes are counted.
+    pub fn metrics(&self) -> &TcpMetrics {
+        &self.metrics
+    }
+
+    /// The connection ends because of this error; the first one counts.
+    pub fn fail(&mut self, error: &io::Error) {
+        if self.errno.is_empty() {
+            self.errno = errno(error);
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.metrics.open.add(-1);
+        self.metrics.closed.inc(self.errno);
     }
 }
 
 /// The name of an error, as Linkerd's `errno` label.
-fn errno(error: io::ErrorKind) -> &'static str {
-    match error {
+fn errno(error: &io::Error) -> &'static str {
+    match error.kind() {
         io::ErrorKind::ConnectionReset => "ECONNRESET",
         io::ErrorKind::ConnectionAborted => "ECONNABORTED",
         io::ErrorKind::ConnectionRefused => "ECONNREFUSED",
@@ -295,7 +288,6 @@ impl Collect for TcpMetrics {
         }
         out.value(Family::TcpReadBytesTotal, labels, self.read.get());
         out.value(Family::TcpWriteBytesTotal, labels, self.written.get());
-        out.some(Family::InboundTcpAuthzDeny, labels, self.denied.get());
     }
 }
 
@@ -428,7 +420,7 @@ impl ErrorMetrics {
 
     pub(super) fn collect(&self, family: Family, out: &mut Exposition) {
         for (reason, count) in self.reasons.iter() {
-            out.value(family, &format!("error=\"{reason}\""), count);
+            out.value(family, &Text::new().pair("error", reason).take(), count);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Every metric of the proxy: name, help, label keys, buckets ([`FAMILIES`]), and the structs of atomics behind them.
 //!
-//! A handle is found once, when a connection, endpoint, route or balancer is made ([`Metrics`]), and then only counts. Names and labels are Linkerd's, so that dashboards carry over.
+//! A handle is found once, when a connection, endpoint, route or balancer is made ([`Metrics`]'s `*_scope`), and then
+//! only counts. Names and labels are Linkerd's, so that dashboards carry over.
 //!
 //! **Invariant:** the number of series is bounded: by [`registry::MAX_SCOPES`] per kind of handle, whatever is asked.
 
@@ -10,16 +11,13 @@ pub mod process;
 mod registry;
 
 pub use handles::{
-    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, Gauge, IdentityMetrics, RequestMetrics, RouteMetrics,
-    TcpMetrics,
+    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, IdentityMetrics, OpenConnection, RequestMetrics,
+    RouteMetrics, TcpMetrics,
 };
-pub use labels::{Direction, Labels, TlsLabel};
+pub use labels::{AuthzLabels, BackendLabels, Direction, RequestLabels, RouteLabels, TcpLabels, TlsLabel};
 
-use gossamer_api::process::tls::Credentials;
 use registry::{Exposition, Table};
 use std::sync::Arc;
-use std::time::SystemTime;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A metric family.
@@ -44,7 +42,7 @@ macro_rules! families {
 families! {
     RequestTotal counter "request_total" "Total count of HTTP requests.";
     ResponseTotal counter "response_total" "Total count of HTTP responses.";
-    ResponseLatencyMs histogram "response_latency_ms" "Time from a request's head to its response's head, in milliseconds.";
+    ResponseLatencyMs histogram "response_latency_ms" "Time from a request's head to the end of its response, in milliseconds.";
     TcpOpenTotal counter "tcp_open_total" "Total count of opened connections.";
     TcpOpenConnections gauge "tcp_open_connections" "Number of currently open connections.";
     TcpCloseTotal counter "tcp_close_total" "Total count of closed connections.";
@@ -108,10 +106,10 @@ struct Tables {
     authz: Table<AuthzMetrics>,
     routes: Table<RouteMetrics>,
     balancers: Table<BalancerMetrics>,
-    inbound_http_errors: ErrorMetrics,
-    inbound_tcp_errors: ErrorMetrics,
-    outbound_http_errors: ErrorMetrics,
-    outbound_tcp_errors: ErrorMetrics,
+    inbound_http_errors: Arc<ErrorMetrics>,
+    inbound_tcp_errors: Arc<ErrorMetrics>,
+    outbound_http_errors: Arc<ErrorMetrics>,
+    outbound_tcp_errors: Arc<ErrorMetrics>,
     identity: Arc<IdentityMetrics>,
     tap_dropped: Arc<Counter>,
 }
@@ -122,63 +120,49 @@ impl Metrics {
         Metrics::default()
     }
 
-    /// Requests from one client, or to one endpoint.
-    pub fn requests(&self, labels: &Labels) -> Arc<RequestMetrics> {
-        self.0.requests.scope("", labels, RequestMetrics::default)
+    /// Requests and responses of one client or to one endpoint.
+    pub fn request_scope(&self, labels: RequestLabels<'_>) -> Arc<RequestMetrics> {
+        self.0.requests.scope(labels.text(), RequestMetrics::default)
     }
 
-    /// Connections with one kind of peer: `src` opened them to us, to `dst` we did.
-    pub fn tcp(&self, peer: &str, labels: &Labels) -> Arc<TcpMetrics> {
-        let mut labels = labels.clone();
-        labels.add("peer", peer);
-        self.0.tcp.scope("", &labels, TcpMetrics::default)
+    /// Connections with one kind of peer.
+    pub fn tcp_scope(&self, labels: TcpLabels<'_>) -> Arc<TcpMetrics> {
+        self.0.tcp.scope(labels.text(), TcpMetrics::default)
     }
 
-    /// Decisions of one authorization (`srv`, `route`, `authz`), or of the lack of one.
-    pub fn authz(&self, labels: &Labels) -> Arc<AuthzMetrics> {
-        self.0.authz.scope("", labels, AuthzMetrics::default)
+    /// Decisions of one authorization, or of a server's or route's lack of one.
+    pub fn authz_scope(&self, labels: AuthzLabels<'_>) -> Arc<AuthzMetrics> {
+        self.0.authz.scope(labels.text(), AuthzMetrics::default)
     }
 
-    /// Retries of one outbound route (`parent`, `route`).
-    pub fn route(&self, grpc: bool, labels: &Labels) -> Arc<RouteMetrics> {
-        self.0.routes.scope(if grpc { "grpc" } else { "http" }, labels, || RouteMetrics::new(grpc))
+    /// Retries of one outbound route.
+    pub fn route_scope(&self, labels: RouteLabels<'_>) -> Arc<RouteMetrics> {
+        let grpc = labels.grpc;
+        let text = labels.text();
+        self.0.routes.scope_of(if grpc { "grpc" } else { "http" }, text, || RouteMetrics::new(grpc))
     }
 
-    /// Endpoints and queue of one balancer (`parent`, `backend`).
-    pub fn balancer(&self, tcp: bool, labels: &Labels) -> Arc<BalancerMetrics> {
-        self.0.balancers.scope(if tcp { "tcp" } else { "http" }, labels, || BalancerMetrics::new(tcp))
+    /// Endpoints and queue of one balancer.
+    pub fn balancer_scope(&self, labels: BackendLabels<'_>) -> Arc<BalancerMetrics> {
+        let tcp = labels.tcp;
+        let text = labels.text();
+        self.0.balancers.scope_of(if tcp { "tcp" } else { "http" }, text, || BalancerMetrics::new(tcp))
     }
 
-    /// The proxy answered a request with an error. `direction`: `inbound` or `outbound`.
-    pub fn http_error(&self, direction: &str, reason: &'static str) {
+    /// Errors that the proxy answered HTTP requests with.
+    pub fn http_errors(&self, direction: Direction) -> Arc<ErrorMetrics> {
         match direction {
-            "inbound" => self.0.inbound_http_errors.count(reason),
-            _ => self.0.outbound_http_errors.count(reason),
+            Direction::Inbound => self.0.inbound_http_errors.clone(),
+            Direction::Outbound => self.0.outbound_http_errors.clone(),
         }
     }
 
-    /// The proxy ended a connection with an error. `direction`: `inbound` or `outbound`.
-    pub fn tcp_error(&self, direction: &str, reason: &'static str) {
+    /// Errors that the proxy ended connections with.
+    pub fn tcp_errors(&self, direction: Direction) -> Arc<ErrorMetrics> {
         match direction {
-            "inbound" => self.0.inbound_tcp_errors.count(reason),
-            _ => self.0.outbound_tcp_errors.count(reason),
+            Direction::Inbound => self.0.inbound_tcp_errors.clone(),
+            Direction::Outbound => self.0.outbound_tcp_errors.clone(),
         }
-    }
-
-    /// Shows the proxy's certificate, from now on and for as long as it is renewed. Spawns a task that ends with the
-    /// sender.
-    pub fn follow_certificate(&self, mut credentials: watch::Receiver<Option<Arc<Credentials>>>) {
-        let identity = self.0.identity.clone();
-        tokio::spawn(async move {
-            loop {
-                if let Some(credentials) = &*credentials.borrow_and_update() {
-                    identity.issued(SystemTime::now(), credentials.not_after);
-                }
-                if credentials.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
     }
 
     /// The proxy's own certificate.
@@ -194,9 +178,8 @@ impl Metrics {
     /// Everything, in Prometheus' text format. For the admin thread.
     pub fn render(&self) -> String {
         let mut out = self.collect(Instant::now());
-        let mut version = Labels::none();
-        version.add("version", env!("CARGO_PKG_VERSION"));
-        out.value(Family::BuildInfo, version.as_str(), 1);
+        let version = labels::Text::new().pair("version", env!("CARGO_PKG_VERSION")).take();
+        out.value(Family::BuildInfo, &version, 1);
         process::collect(&mut out);
         out.finish()
     }

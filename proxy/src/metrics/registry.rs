@@ -1,6 +1,6 @@
 //! Where handles are kept between scrapes, and how they become text. Locked only when a handle is made and on a scrape.
 
-use super::{Declared, FAMILIES, Family, Labels};
+use super::{Declared, FAMILIES, Family};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,10 +40,15 @@ impl<T> Default for Table<T> {
 }
 
 impl<T> Table<T> {
-    /// The handle of these labels, old or new. Of two variants with the same labels, each has its own.
-    pub(super) fn scope(&self, variant: &'static str, labels: &Labels, new: impl FnOnce() -> T) -> Arc<T> {
+    /// The handle of these labels, old or new.
+    pub(super) fn scope(&self, labels: String, new: impl FnOnce() -> T) -> Arc<T> {
+        self.scope_of("", labels, new)
+    }
+
+    /// The same, of a variant whose labels may be those of another.
+    pub(super) fn scope_of(&self, variant: &'static str, labels: String, new: impl FnOnce() -> T) -> Arc<T> {
         let mut scopes = self.lock();
-        let key = (variant, labels.as_str().to_string());
+        let key = (variant, labels);
         if let Some(scope) = scopes.get_mut(&key) {
             scope.idle = None;
             return scope.handle.clone();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::metrics::registry::{IDLE, MAX_SCOPES};
-use gossamer_api::endpoint::Labels as EndpointLabels;
+use gossamer_api::endpoint::Labels;
 use gossamer_api::policy::Meta;
 use gossamer_api::workload::Identity;
 use std::io;
@@ -14,38 +14,24 @@ fn text(metrics: &Metrics, now: Instant) -> String {
     metrics.collect(now).finish()
 }
 
-fn outbound() -> Labels {
-    let mut labels = Labels::new("outbound");
-    labels.tls(Direction::Outbound, TlsLabel::Disabled);
-    labels
-}
-
-fn with(labels: Labels, key: &str, value: &str) -> Labels {
-    let mut labels = labels;
-    labels.add(key, value);
-    labels
-}
-
 /// The families, labels and numbers that a client with one destination and a server have.
 #[test]
 fn a_scrape_looks_like_this() {
     let metrics = Metrics::new();
     let id: Identity = "web.demo.serviceaccount.identity.gossamer.cluster.local".parse().unwrap();
-    let dst = [("pod", "web-1"), ("app.kubernetes.io/name", "a\"b\\c\n")];
-    let dst = EndpointLabels::from(dst.map(|(key, value)| (key.to_string(), value.to_string())));
-    let mut labels = with(Labels::new("outbound"), "authority", "web.demo.svc.cluster.local:80");
-    labels.target("10.0.0.1:80".parse().unwrap());
-    labels.tls(Direction::Outbound, TlsLabel::Mesh(Some(&id)));
-    labels.dst(&dst);
-    let requests = metrics.requests(&labels);
-    (0..4).for_each(|_| requests.request());
-    for latency in [ms(1), Duration::from_micros(1500), ms(60_000), Duration::ZERO] {
-        requests.latency(latency);
-    }
-    requests.response(200, None, true, None);
-    requests.response(200, None, true, None);
-    requests.response(200, Some(13), false, None);
-    requests.response(503, None, false, Some("no-endpoints"));
+    let dst =
+        Labels::from([("pod".to_string(), "web-1".to_string()), ("app.kubernetes.io/name".into(), "a\"b\\c\n".into())]);
+    let outbound = metrics.request_scope(RequestLabels {
+        target: Some("10.0.0.1:80".parse().unwrap()),
+        authority: Some("web.demo.svc.cluster.local:80"),
+        dst: Some(&dst),
+        ..RequestLabels::new(Direction::Outbound, TlsLabel::Mesh(Some(&id)))
+    });
+    (0..4).for_each(|_| outbound.request());
+    outbound.response(200, None, true, ms(1));
+    outbound.response(200, None, true, Duration::from_micros(1500));
+    outbound.response(200, Some(13), false, ms(60_000));
+    outbound.failure(503, None, "no-endpoints", Duration::ZERO);
 
     let server = Meta::Resource {
         group: "policy.linkerd.io".into(),
@@ -56,34 +42,34 @@ fn a_scrape_looks_like_this() {
         port: 0,
     };
     let default = Meta::named("default");
-    let mut inbound = Labels::new("inbound");
-    inbound.tls(Direction::Inbound, TlsLabel::None("no_tls_from_remote"));
-    inbound.object("srv", &server);
-    inbound.object("route", &default);
-    metrics.requests(&inbound).deny();
-    let authz = metrics.authz(&inbound);
+    metrics.request_scope(RequestLabels {
+        server: Some(&server),
+        route: Some(&default),
+        authz: Some(&default),
+        ..RequestLabels::new(Direction::Inbound, TlsLabel::None("no_tls_from_remote"))
+    });
+    let tcp = metrics.tcp_scope(TcpLabels::new(Direction::Outbound, false, TlsLabel::Disabled));
+    tcp.read(10);
+    tcp.wrote(20);
+    drop(tcp.open());
+    let mut failing = tcp.open();
+    failing.fail(&io::ErrorKind::ConnectionReset.into());
+    drop(failing);
+    let _open = tcp.open();
+    let authz = metrics.authz_scope(AuthzLabels {
+        server: &server,
+        route: Some(&default),
+        authz: None,
+        tls: TlsLabel::Mesh(None),
+        target: None,
+    });
     authz.http_deny.inc();
     authz.http_limited_identity.inc();
-    inbound.object("authz", &default);
-    metrics.requests(&inbound).allow();
-
-    let tcp = metrics.tcp("dst", &outbound());
-    tcp.read(10);
-    tcp.write(20);
-    (0..3).for_each(|_| tcp.open());
-    tcp.close(None);
-    tcp.close(Some(io::ErrorKind::ConnectionReset));
     let parent = Meta::service("demo", "web", 80);
-    let mut route = Labels::none();
-    route.reference("parent", &parent);
-    route.reference("route", &default);
-    metrics.route(false, &route).retries.inc();
-    metrics.route(true, &route).retry_overflow.add(2);
-    let mut backend = Labels::none();
-    backend.reference("backend", &parent);
-    metrics.balancer(false, &backend).ready.set(3);
-    metrics.http_error("outbound", "no-endpoints");
-    metrics.tcp_error("inbound", "handshake");
+    metrics.route_scope(RouteLabels { parent: &parent, route: &default, grpc: false }).retries.inc();
+    metrics.route_scope(RouteLabels { parent: &parent, route: &default, grpc: true }).retry_overflow.add(2);
+    metrics.balancer_scope(BackendLabels { parent: None, backend: &parent, tcp: false }).ready.set(3);
+    metrics.http_errors(Direction::Outbound).count("no-endpoints");
     metrics.identity().issued(UNIX_EPOCH + ms(1_000), UNIX_EPOCH + ms(86_401_000));
     insta::assert_snapshot!(text(&metrics, Instant::now()));
 }
@@ -91,20 +77,18 @@ fn a_scrape_looks_like_this() {
 #[test]
 fn a_client_with_one_destination_is_short() {
     let metrics = Metrics::new();
-    let (id, dst) = ("web.demo".parse().unwrap(), EndpointLabels::from([("pod".to_string(), "web-1".to_string())]));
+    let (id, dst) = ("web.demo".parse().unwrap(), Labels::from([("pod".to_string(), "web-1".to_string())]));
     for target in ["10.0.0.1:80", "10.0.0.2:80"] {
-        let mut labels = Labels::new("outbound");
-        labels.target(target.parse().unwrap());
-        labels.tls(Direction::Outbound, TlsLabel::Mesh(Some(&id)));
-        labels.dst(&dst);
-        metrics.requests(&labels).latency(ms(1));
-        metrics.requests(&labels).response(200, None, true, None);
-        metrics.tcp("dst", &labels).open();
-        metrics.tcp("dst", &labels).close(None);
+        let target = Some(target.parse().unwrap());
+        let tls = TlsLabel::Mesh(Some(&id));
+        let labels = RequestLabels { target, dst: Some(&dst), ..RequestLabels::new(Direction::Outbound, tls) };
+        metrics.request_scope(labels).response(200, None, true, ms(1));
+        let labels = TcpLabels { target, dst: Some(&dst), ..TcpLabels::new(Direction::Outbound, false, tls) };
+        drop(metrics.tcp_scope(labels).open());
     }
-    metrics.tcp("src", &outbound()).open();
-    metrics.tcp("src", &outbound()).close(None);
-    metrics.balancer(false, &Labels::none());
+    let accepted = TcpLabels::new(Direction::Outbound, true, TlsLabel::None("loopback"));
+    drop(metrics.tcp_scope(accepted).open());
+    metrics.balancer_scope(BackendLabels { parent: None, backend: &Meta::service("demo", "web", 80), tcp: false });
     metrics.identity().issued(UNIX_EPOCH, UNIX_EPOCH);
     let lines = metrics.render().lines().count();
     assert!(lines < 150, "{lines} lines");
@@ -113,17 +97,19 @@ fn a_client_with_one_destination_is_short() {
 #[test]
 fn the_same_labels_give_the_same_handle() {
     let metrics = Metrics::new();
-    let (one, two) = (metrics.requests(&outbound()), metrics.clone().requests(&outbound()));
+    let labels = RequestLabels::new(Direction::Outbound, TlsLabel::Disabled);
+    let (one, two) = (metrics.request_scope(labels), metrics.clone().request_scope(labels));
     assert!(Arc::ptr_eq(&one, &two));
-    assert!(!Arc::ptr_eq(&one, &metrics.requests(&with(outbound(), "authority", "a"))));
+    let other = metrics.request_scope(RequestLabels { authority: Some("a"), ..labels });
+    assert!(!Arc::ptr_eq(&one, &other));
 }
 
 #[test]
 fn many_kinds_of_responses_collapse_into_classes() {
     let metrics = Metrics::new();
-    let handle = metrics.requests(&outbound());
+    let handle = metrics.request_scope(RequestLabels::new(Direction::Inbound, TlsLabel::Disabled));
     for status in 0..1000 {
-        handle.response(status, None, status < 500, None);
+        handle.response(status, None, status < 500, ms(1));
     }
     let text = text(&metrics, Instant::now());
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with("response_total")).collect();
@@ -137,11 +123,14 @@ fn many_kinds_of_responses_collapse_into_classes() {
 fn a_handle_that_nobody_holds_is_shown_for_a_while() {
     let metrics = Metrics::new();
     let now = Instant::now();
-    metrics.requests(&outbound()).request();
+    let labels = RequestLabels::new(Direction::Outbound, TlsLabel::Disabled);
+    let handle = metrics.request_scope(labels);
+    handle.request();
+    drop(handle);
     assert!(text(&metrics, now).contains("request_total"));
     assert!(text(&metrics, now + IDLE - ms(1)).contains("request_total"));
     // Used again: goes on counting, and idles anew.
-    assert_eq!(metrics.requests(&outbound()).requests(), 1);
+    assert_eq!(metrics.request_scope(labels).requests(), 1);
     assert!(text(&metrics, now + IDLE).contains("request_total"));
     assert!(!text(&metrics, now + IDLE * 2).contains("request_total"));
 }
@@ -149,12 +138,20 @@ fn a_handle_that_nobody_holds_is_shown_for_a_while() {
 #[test]
 fn handles_are_bounded_and_unused_ones_make_room() {
     let metrics = Metrics::new();
-    let handle = |n: usize| metrics.requests(&with(outbound(), "authority", &n.to_string()));
-    let mut held: Vec<_> = (0..MAX_SCOPES).map(handle).collect();
-    handle(MAX_SCOPES).request();
+    let scope = |n: usize| {
+        let authority = n.to_string();
+        metrics.request_scope(RequestLabels {
+            authority: Some(&authority),
+            ..RequestLabels::new(Direction::Outbound, TlsLabel::Disabled)
+        })
+    };
+    let mut held: Vec<_> = (0..MAX_SCOPES).map(scope).collect();
+    let refused = scope(MAX_SCOPES);
+    refused.request();
     assert!(text(&metrics, Instant::now()).contains("proxy_metrics_scopes_refused_total 1\n"));
     held.pop();
-    handle(MAX_SCOPES).request();
+    let taken = scope(MAX_SCOPES);
+    taken.request();
     let text = text(&metrics, Instant::now());
     assert!(text.contains(&format!("authority=\"{MAX_SCOPES}\"")));
     assert!(!text.contains(&format!("authority=\"{}\"", MAX_SCOPES - 1)));
@@ -172,20 +169,22 @@ fn every_family_is_well_named() {
 
 #[test]
 fn keys_that_become_one_label_are_shown_once() {
-    let dst = EndpointLabels::from(["a.b", "a/c", "a_b"].map(|key| (key.to_string(), key.to_string())));
-    let mut labels = Labels::none();
-    labels.dst(&dst);
-    labels.add("1x", "");
-    assert_eq!(labels.as_str(), "dst_a_b=\"a.b\",dst_a_c=\"a/c\",_1x=\"\"");
+    let metrics = Metrics::new();
+    let dst = ["a.b", "a/c", "a_b"].map(|key| (key.to_string(), key.to_string()));
+    let dst = Labels::from(dst);
+    let labels = RequestLabels::new(Direction::Outbound, TlsLabel::Disabled);
+    let _held = metrics.request_scope(RequestLabels { dst: Some(&dst), ..labels });
+    let text = text(&metrics, Instant::now());
+    assert!(text.contains("tls=\"disabled\",dst_a_b=\"a.b\",dst_a_c=\"a/c\"} 0"), "{text}");
 }
 
 proptest::proptest! {
     #[test]
     fn any_label_is_escaped(key in "\\PC{0,8}", value in "(\\PC|\n|\\\\|\"){0,20}") {
         let metrics = Metrics::new();
-        let mut labels = outbound();
-        labels.dst(&EndpointLabels::from([(key, value.clone())]));
-        metrics.requests(&labels);
+        let dst = Labels::from([(key, value.clone())]);
+        let labels = RequestLabels::new(Direction::Outbound, TlsLabel::Disabled);
+        metrics.request_scope(RequestLabels { dst: Some(&dst), ..labels });
         let text = text(&metrics, Instant::now());
         let line = text.lines().find(|line| line.starts_with("request_total")).unwrap();
         let quoted = line.rsplit_once("} 0").unwrap().0.split_once(",dst_").unwrap().1.split_once("=\"").unwrap().1;
@@ -205,15 +204,14 @@ proptest::proptest! {
 #[ignore = "a measurement"]
 fn a_record_costs() {
     let metrics = Metrics::new();
-    let handle = metrics.requests(&outbound());
-    handle.response(404, None, true, None);
+    let handle = metrics.request_scope(RequestLabels::new(Direction::Outbound, TlsLabel::Disabled));
+    handle.response(404, None, true, ms(1));
     let latencies: Vec<_> = (0..64).map(|n| Duration::from_micros(n * n * 15)).collect();
     // The best of many short runs: one that nobody interrupted.
     let best = (0..1000).map(|_| {
         let start = Instant::now();
         for n in 0..6400 {
-            handle.latency(std::hint::black_box(latencies[n % 64]));
-            handle.response(200, None, true, None);
+            handle.response(200, None, true, std::hint::black_box(latencies[n % 64]));
         }
         start.elapsed().as_nanos() as f64 / 6400.0
     });
