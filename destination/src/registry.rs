@@ -90,6 +90,8 @@ struct State {
     subjects: HashMap<Subject, BTreeSet<u64>>,
     queries: HashMap<u64, Query>,
     next: u64,
+    changes: u64,
+    updates: u64,
 }
 
 struct Watched {
@@ -127,6 +129,8 @@ impl Registry {
             subjects: HashMap::new(),
             queries: HashMap::new(),
             next: 0,
+            changes: 0,
+            updates: 0,
         })))
     }
 
@@ -135,6 +139,7 @@ impl Registry {
         let mut state = self.lock();
         let mut changed = BTreeSet::new();
         for change in changes {
+            state.changes += 1;
             match change {
                 Change::Apply(object) => state.apply(origin, object, &mut changed),
                 Change::Delete(key) => state.delete(origin, &key, &mut changed),
@@ -166,6 +171,24 @@ impl Registry {
     /// How many questions are remembered.
     pub fn watched(&self) -> usize {
         self.lock().watched.len()
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> String {
+        let state = self.lock();
+        let (services, workloads) = state.index.len();
+        let mut text = String::new();
+        for (name, kind, help, value) in [
+            ("services", "gauge", "Services that are known", services as u64),
+            ("workloads", "gauge", "Workloads that are known", workloads as u64),
+            ("queries", "gauge", "Questions that at least one proxy asks", state.watched.len() as u64),
+            ("changes_total", "counter", "Changes of objects taken", state.changes),
+            ("updates_total", "counter", "Answers that changed and were sent to all who ask", state.updates),
+        ] {
+            let name = format!("destination_{name}");
+            text.push_str(&format!("# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}\n"));
+        }
+        text
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -238,6 +261,7 @@ impl State {
             let answer = encode(&value, &watched.answer.borrow());
             watched.value = value;
             watched.answer.send_replace(answer);
+            self.updates += 1;
         }
     }
 

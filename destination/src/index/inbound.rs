@@ -92,7 +92,7 @@ impl Index {
         let workload = self.workloads.get(name)?;
         let policies: Vec<_> = super::in_namespace(&self.policies, &name.namespace)
             .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
-            .filter(|(_, policy)| self.selects(policy, workload) && selects_port(policy, workload, port))
+            .filter(|(_, policy)| self.selects(policy, name, workload) && selects_port(policy, workload, port))
             .collect();
         let allows = || policies.iter().filter(|(_, policy)| policy.spec.action != Action::Deny);
         let default = self.default_policy(name, workload);
@@ -304,13 +304,13 @@ impl Index {
         Some(grant)
     }
 
-    pub(super) fn selects(&self, policy: &AuthorizationPolicy, workload: &Workload) -> bool {
+    pub(super) fn selects(&self, policy: &AuthorizationPolicy, name: &Name, workload: &Workload) -> bool {
         if !policy.spec.selector.selects(&workload.labels) {
             return false;
         }
         let Some(service) = &policy.spec.service else { return true };
         let service = Name::new(&policy.metadata.namespace, service);
-        self.services.get(&service).is_some_and(|service| service.selects(&workload.labels))
+        self.services_with(name).any(|with| *with == service)
     }
 }
 

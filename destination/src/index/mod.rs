@@ -361,7 +361,7 @@ impl Index {
 
     fn touch_policy(&self, name: &Name, policy: &AuthorizationPolicy, changed: &mut BTreeSet<Subject>) {
         for workload in in_namespace(&self.workloads, &name.namespace) {
-            if self.workloads.get(workload).is_some_and(|w| self.selects(policy, w)) {
+            if self.workloads.get(workload).is_some_and(|w| self.selects(policy, workload, w)) {
                 changed.insert(Subject::Workload(workload.clone()));
             }
         }

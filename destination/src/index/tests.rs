@@ -412,6 +412,15 @@ fn requests_are_allowed_in_part() {
 }
 
 #[test]
+fn a_policy_may_name_a_service() {
+    let mut index = demo();
+    add(&mut index, &policy("a", "from: []").replace("selector: {matchLabels: {app: web}}", "service: v2"));
+    assert!(allowed(&server(&index), None, "10.0.0.1", "GET", "/").is_some());
+    add(&mut index, &policy("a", "from: []").replace("selector: {matchLabels: {app: web}}", "service: web"));
+    assert!(allowed(&server(&index), None, "10.0.0.1", "GET", "/").is_none());
+}
+
+#[test]
 fn deny_wins_over_everything() {
     let mut index = demo();
     add(&mut index, &pod("evil-0", "evil", "10.1.0.66", true));
