@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use gossamer_api::defaults::{DETECT_BYTES, HANDSHAKE_TIMEOUT};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
-use gossamer_api::process::tls::{ClientAuth, peer_identity};
+use gossamer_api::process::tls::{self, ClientAuth, peer_identity};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
@@ -87,20 +87,18 @@ async fn meshed(
         return super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
     };
     let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
-    let accept = tokio_rustls::TlsAcceptor::from(config).accept(Prefixed::new(first, io));
-    let mut io = match timeout(HANDSHAKE_TIMEOUT, accept).await {
-        Ok(Ok(io)) => io,
-        Ok(Err(error)) => {
+    let mut io = match tls::accept(config, Prefixed::new(first, io)).await {
+        Ok(io) => io,
+        Err(error) => {
             count(&shard, "handshake");
             tracing::info!(%client, %error, "TLS handshake of a client failed");
             return;
         }
-        Err(_) => return count(&shard, "handshake"),
     };
     let session = io.get_ref().1;
     let identity = session.peer_certificates().and_then(peer_identity);
-    let tls = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
-    let peer = Peer { ip: client.ip(), tls };
+    let proved = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
+    let peer = Peer { ip: client.ip(), tls: proved };
     let mut first = BytesMut::new();
     let (target, spoken_as) = if session.alpn_protocol() == Some(ALPN_TRANSPORT) {
         let header = match timeout(HANDSHAKE_TIMEOUT, header(&mut io, &mut first)).await {
