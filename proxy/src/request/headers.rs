@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_workload_learns_its_client_from_the_proxy_alone() {
-        let mut head = RequestHead { headers: headers(&[("l5d-client-id", "forged")]), ..RequestHead::default() };
+        let mut head = RequestHead::default();
+        head.headers = headers(&[("l5d-client-id", "forged")]);
         inbound(&mut head, None);
         assert!(head.headers.is_empty());
         head.headers.append("l5d-client-id", "forged");
@@ -157,11 +158,9 @@ mod tests {
 
     #[test]
     fn http1_inside_http2_becomes_http1_again() {
-        let mut head = RequestHead {
-            version: Version::Http2,
-            headers: headers(&[("l5d-orig-proto", "HTTP/1.0; absolute-form")]),
-            ..RequestHead::default()
-        };
+        let mut head = RequestHead::default();
+        head.version = Version::Http2;
+        head.headers = headers(&[("l5d-orig-proto", "HTTP/1.0; absolute-form")]);
         assert!(inbound(&mut head, None));
         assert_eq!((head.version, head.absolute_form), (Version::Http10, true));
     }
