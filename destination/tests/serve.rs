@@ -185,6 +185,14 @@ async fn a_profile_tells_older_proxies_what_an_address_is() {
 }
 
 #[tokio::test]
+async fn a_profile_of_a_foreign_name_is_refused_for_good() {
+    let mesh = mesh(None).await;
+    let request = GetDestination { path: "example.com:80".into(), ..GetDestination::default() };
+    let Err(error) = DestinationClient::new(mesh.channel.clone()).get_profile(request).await else { panic!("known") };
+    assert_eq!(error.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn an_inbound_policy_follows_its_objects() {
     let mesh = mesh(None).await;
     let _web = mesh.register("web-0", "10.1.0.1");

@@ -495,7 +495,7 @@ fn object(kind: u8, name: u8, variant: u8) -> Object {
             ["from: [{namespaces: [demo]}]", "action: Deny, from: [{serviceAccounts: [{name: o1}]}]"]
                 [variant as usize % 2],
         )
-        .replace("app: web", &format!("app: o{}", variant % 3)),
+        .replace("selector: {matchLabels: {app: web}}", &format!("service: o{}", variant % 3)),
         _ => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, annotations: {{config.linkerd.io/opaque-ports: '{}'}}}}\n",
             80 + u16::from(variant)
