@@ -1,5 +1,7 @@
 //! What proxies are told over gRPC, asked with Linkerd's own client.
 
+#![allow(clippy::unwrap_used)]
+
 use gossamer_api::kubernetes::{Key, Kind, Map, Name};
 use gossamer_api::process::grpc;
 use gossamer_api::process::stop::Stop;
