@@ -38,7 +38,7 @@ pub const PROXY: &[Setting] = settings! {
     "outbound-listen" "address:port, comma-separated" process format!("127.0.0.1:{p},[::1]:{p}", p = defaults::OUTBOUND_PORT) => "Where the workload's connections are taken";
     "inbound-listen" "address:port, comma-separated" process format!("0.0.0.0:{p},[::]:{p}", p = defaults::INBOUND_PORT) => "Where connections to the workload are taken";
     "admin-listen" "address:port" process format!("0.0.0.0:{}", defaults::ADMIN_PORT) => "Metrics, probes, log level";
-    "tap-listen" "address:port, or empty for none" process format!("0.0.0.0:{}", defaults::TAP_PORT) => "The tap API";
+    "tap-listen" "address:port, or empty for none" process format!("127.0.0.1:{}", defaults::TAP_PORT) => "The tap API; whoever reaches it sees requests, so not other pods";
     "forward" "local-address=host:port, comma-separated" process String::new() => "Explicit local ports for targets, where connections are not redirected";
     "redirect" "true or false" process "false".into() => "Set the redirection of this network namespace at start";
     "socket-mark" "number" process "0".into() => "Mark on the proxy's own sockets that exempts them from redirection; 0: by user id";

@@ -1,3 +1,8 @@
-//! cli
+//! `meshctl`. Everything is in the library.
 
-fn main() {}
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    meshctl::main()
+}

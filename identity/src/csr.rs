@@ -58,7 +58,7 @@ fn check_key(csr: &X509CertificationRequest<'_>) -> Result<(), Refusal> {
 fn check_names(csr: &X509CertificationRequest<'_>, identity: &Identity) -> Result<(), Refusal> {
     let is_callers = |name: &str| name.parse::<Identity>().is_ok_and(|name| name == *identity);
     let info = &csr.certification_request_info;
-    // linkerd2-proxy-identity repeats the name as the common name.
+    // Linkerd's proxy-identity repeats the name as the common name.
     for attribute in info.subject.iter_attributes() {
         let common_name = attribute.attr_type() == &x509_parser::oid_registry::OID_X509_COMMON_NAME;
         if !common_name || !attribute.as_str().is_ok_and(is_callers) {
@@ -125,13 +125,13 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let spki = check(&csr(&key, |_| {}), &web()).unwrap();
         assert_eq!(spki.der_bytes(), key.der_bytes());
-        // As linkerd2-proxy-identity: the name twice.
+        // As Linkerd's proxy-identity: the name twice.
         check(&csr(&key, |p| p.distinguished_name.push(DnType::CommonName, WEB)), &web()).unwrap();
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         check(&csr(&key, |_| {}), &web()).unwrap();
     }
 
-    /// Made by Go's crypto/x509 in Linkerd's own proxy-identity, kept in linkerd2-proxy's integration tests.
+    /// From linkerd2-proxy's integration tests (linkerd/app/integration/src/data/foo-ns1).
     #[test]
     fn accepts_a_request_of_linkerd() {
         let der = include_bytes!("testdata/linkerd-foo-ns1.csr.der");

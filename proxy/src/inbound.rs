@@ -6,6 +6,7 @@
 use crate::balance::transport::{Header, Session};
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
+use crate::metrics::Direction;
 use crate::net::{self, Prefixed, Stream};
 use crate::policy::authorize::{self, Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
@@ -16,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use gossamer_api::defaults::{DETECT_BYTES, HANDSHAKE_TIMEOUT};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
-use gossamer_api::process::tls::{ClientAuth, peer_identity};
+use gossamer_api::process::tls::{self, ClientAuth, peer_identity};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
@@ -54,9 +55,9 @@ pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) {
                     Some(_) => Spoken::Bytes,
                     None => Spoken::Nothing,
                 };
-                spoken(shard, Stream::Tcp(io), first.freeze(), peer, client, target, session).await;
+                spoken(shard, io.into(), first.freeze(), peer, client, target, session).await;
             }
-            None => super::outbound::refuse(&shard, &io, &Error::Loop),
+            None => super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::Loop),
         },
     }
 }
@@ -83,29 +84,27 @@ async fn meshed(
     local: SocketAddr,
 ) {
     let Some(credentials) = usable(&shard.credentials) else {
-        return super::outbound::refuse(&shard, &io, &Error::NoIdentity);
+        return super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
     };
     let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
-    let accept = tokio_rustls::TlsAcceptor::from(config).accept(Prefixed::new(first, io));
-    let mut io = match timeout(HANDSHAKE_TIMEOUT, accept).await {
-        Ok(Ok(io)) => Box::new(io),
-        Ok(Err(error)) => {
-            shard.metrics.tcp_error("inbound", "handshake");
+    let mut io = match tls::accept(config, Prefixed::new(first, io)).await {
+        Ok(io) => io,
+        Err(error) => {
+            count(&shard, "handshake");
             tracing::info!(%client, %error, "TLS handshake of a client failed");
             return;
         }
-        Err(_) => return shard.metrics.tcp_error("inbound", "handshake"),
     };
     let session = io.get_ref().1;
     let identity = session.peer_certificates().and_then(peer_identity);
-    let tls = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
-    let peer = Peer { ip: client.ip(), tls };
+    let proved = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
+    let peer = Peer { ip: client.ip(), tls: proved };
     let mut first = BytesMut::new();
     let (target, spoken_as) = if session.alpn_protocol() == Some(ALPN_TRANSPORT) {
         let header = match timeout(HANDSHAKE_TIMEOUT, header(&mut io, &mut first)).await {
             Ok(Ok(header)) => header,
             Ok(Err(reason)) => {
-                shard.metrics.tcp_error("inbound", "bad-request");
+                count(&shard, "bad-request");
                 tracing::info!(%client, reason, "connection refused");
                 return;
             }
@@ -113,7 +112,7 @@ async fn meshed(
         };
         if header.name.is_some() {
             // A name that is not ours would make us a gateway.
-            return shard.metrics.tcp_error("inbound", "no-route");
+            return count(&shard, "no-route");
         }
         let spoken_as = match header.session {
             Some(Session::Http1) => Spoken::Http1,
@@ -124,13 +123,17 @@ async fn meshed(
     } else {
         match original {
             Some(target) => (target, Spoken::Unknown),
-            None => return shard.metrics.tcp_error("inbound", "bad-request"),
+            None => return count(&shard, "bad-request"),
         }
     };
     if shard.config.inbound_listen.iter().any(|own| own.port() == target.port()) {
-        return shard.metrics.tcp_error("inbound", "loop");
+        return count(&shard, "loop");
     }
-    spoken(shard, Stream::Server(io), first.freeze(), peer, client, target, spoken_as).await;
+    spoken(shard, io.into(), first.freeze(), peer, client, target, spoken_as).await;
+}
+
+fn count(shard: &Shard, reason: &'static str) {
+    shard.metrics.tcp_errors(Direction::Inbound).count(reason);
 }
 
 async fn header(
@@ -175,6 +178,7 @@ async fn spoken(
         side: Side::Inbound(port, shard.local(target)),
         shard,
     };
+    io.measure(conn.metrics.tcp().open(), first.len());
     let opaque = policy.as_ref().is_ok_and(|policy| policy.protocol == Declared::Opaque);
     match session {
         // Requests are answered one by one, also those that must be refused.
@@ -190,13 +194,12 @@ async fn bytes(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near
     let mut record = Record::connection(&conn);
     match dial(&conn, policy, &mut record).await {
         Ok(mut far) => {
-            let watch = conn.metrics.tcp(&conn);
-            let moved = tcp::relay(&mut near, &mut far, first, Bytes::new(), &*watch).await;
+            let moved = tcp::relay(&mut near, &mut far, first, Bytes::new()).await;
             record.closed(moved);
         }
         Err(error) => {
             record.failed(&error);
-            near.tcp().inspect(|socket| net::reset_on_close(socket));
+            near.reset_on_close();
         }
     }
 }
@@ -208,7 +211,7 @@ async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut nea
         Ok(far) => far,
         Err(error) => {
             record.failed(&error);
-            return drop(near.tcp().inspect(|socket| net::reset_on_close(socket)));
+            return near.reset_on_close();
         }
     };
     let mut greeting = BytesMut::with_capacity(2048);
@@ -221,7 +224,6 @@ async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut nea
             }
             drop(far);
             record.forget();
-            drop(record);
             return late(conn, near, first).await;
         }
         read = far.read_buf(&mut greeting) => {
@@ -230,8 +232,7 @@ async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut nea
             }
         }
     }
-    let watch = conn.metrics.tcp(&conn);
-    let moved = tcp::relay(&mut near, &mut far, first.freeze(), greeting.freeze(), &*watch).await;
+    let moved = tcp::relay(&mut near, &mut far, first.freeze(), greeting.freeze()).await;
     record.closed(moved);
 }
 
@@ -254,16 +255,19 @@ async fn dial(
     record: &mut Record<'_>,
 ) -> Result<Stream, Error> {
     let policy = policy?;
-    if authorize::authorize(&policy.authorizations, &conn.peer).is_none() {
-        record.refused(&policy);
+    let by = authorize::authorize(&policy.authorizations, &conn.peer).map(|by| &policy.authorizations[by]);
+    record.connection_decided(&policy, by);
+    if by.is_none() {
         return Err(Error::Denied { client: client_name(&conn.peer), server: policy.meta.to_string() });
     }
     let Side::Inbound(_, local) = &conn.side else { return Err(Error::Loop) };
     let pick = local.ready(&[]).await?;
+    record.connecting(local, &pick);
     match pick.pool.bytes().await {
         Ok(far) => {
             pick.connected();
             local.alive();
+            record.connected(pick);
             Ok(far)
         }
         Err(error) => {

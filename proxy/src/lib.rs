@@ -32,7 +32,7 @@ use control::Control;
 use gossamer_api::defaults;
 use gossamer_api::process::log::{self, Format, LogLevel};
 use gossamer_api::process::stop::Stop;
-use gossamer_api::process::{admin::Admin, tls};
+use gossamer_api::process::{admin::Admin, grpc, tls};
 use metrics::Metrics;
 use shard::Shard;
 use std::net::{SocketAddr, TcpListener};
@@ -82,12 +82,14 @@ pub fn main() -> i32 {
 /// Errors: a listener or the redirection can't be set up.
 pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
     let config = Arc::new(config);
-    let metrics = Arc::new(Metrics::new());
-    let taps = Arc::new(Taps::new());
+    let metrics = Metrics::new();
+    let taps = Taps::new(metrics.tap_dropped());
     let listeners = bind(&config)?;
     if config.redirect {
         redirect(&config).apply()?;
     }
+    // Connections to the control plane are our own, too.
+    grpc::mark_sockets(config.mark);
     let credentials = credentials(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
 
@@ -95,7 +97,8 @@ pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
     stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));
     if let Some(addr) = config.tap_listen {
         let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
-        stop_free(taps.clone().serve(listener, stop.clone()));
+        let routes = tonic::service::Routes::new(taps.service());
+        stop_free(grpc::serve(routes, listener, None, stop.clone()));
     }
 
     let mut threads = Vec::new();
@@ -211,7 +214,7 @@ fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Creden
 /// Our certificate as it is renewed; without an identity service there is never one.
 fn credentials(
     config: &Config,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
     stop: &Stop,
 ) -> Result<watch::Receiver<Option<Arc<tls::Credentials>>>> {
     let (Some(service), Some(local)) = (&config.identity, &config.local_identity) else {
@@ -230,13 +233,27 @@ fn credentials(
         },
         stop.clone(),
     );
-    metrics.follow_certificate(receiver.clone());
+    stop_free(count_certificates(receiver.clone(), metrics.identity()));
     Ok(receiver)
+}
+
+async fn count_certificates(
+    mut credentials: watch::Receiver<Option<Arc<tls::Credentials>>>,
+    metrics: Arc<metrics::IdentityMetrics>,
+) {
+    loop {
+        if let Some(credentials) = credentials.borrow_and_update().as_ref() {
+            metrics.issued(std::time::SystemTime::now(), credentials.not_after);
+        }
+        if credentials.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn serve_admin(
     config: &Config,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
     credentials: &watch::Receiver<Option<Arc<tls::Credentials>>>,
     log: LogLevel,
     stop: &Stop,

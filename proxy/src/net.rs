@@ -1,5 +1,6 @@
 //! Sockets: listen, dial, original destination. The only file that makes them, so the only one with socket options.
 
+use crate::metrics::OpenConnection;
 use bytes::{Buf, Bytes};
 use gossamer_api::defaults;
 use gossamer_engine::io::Io;
@@ -116,62 +117,133 @@ impl AsyncWrite for Prefixed {
     }
 }
 
-/// One end of a connection: plain, or TLS as either side.
+/// One end of a connection: plain, or TLS as either side. Counts its bytes, and itself while it is open.
 #[derive(Debug)]
-pub enum Stream {
-    /// Plain TCP.
+pub struct Stream {
+    io: Kind,
+    meter: Option<OpenConnection>,
+}
+
+#[derive(Debug)]
+enum Kind {
     Tcp(TcpStream),
-    /// TLS that we accepted.
     Server(Box<tokio_rustls::server::TlsStream<Prefixed>>),
-    /// TLS that we dialled.
     Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    /// In memory, for stories told without a network.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
 
+impl From<TcpStream> for Stream {
+    fn from(io: TcpStream) -> Self {
+        Stream { io: Kind::Tcp(io), meter: None }
+    }
+}
+
+impl From<tokio_rustls::server::TlsStream<Prefixed>> for Stream {
+    fn from(io: tokio_rustls::server::TlsStream<Prefixed>) -> Self {
+        Stream { io: Kind::Server(Box::new(io)), meter: None }
+    }
+}
+
+impl From<tokio_rustls::client::TlsStream<TcpStream>> for Stream {
+    fn from(io: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+        Stream { io: Kind::Client(Box::new(io)), meter: None }
+    }
+}
+
+#[cfg(test)]
+impl From<tokio::io::DuplexStream> for Stream {
+    fn from(io: tokio::io::DuplexStream) -> Self {
+        Stream { io: Kind::Memory(io), meter: None }
+    }
+}
+
 impl Stream {
+    /// Counts from here on; `read` bytes of the peer were taken before.
+    pub fn measure(&mut self, meter: OpenConnection, read: usize) {
+        meter.metrics().read(read as u64);
+        self.meter = Some(meter);
+    }
+
     /// The socket underneath.
     pub fn tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Stream::Tcp(io) => Some(io),
-            Stream::Server(io) => Some(&io.get_ref().0.io),
-            Stream::Client(io) => Some(io.get_ref().0),
+        match &self.io {
+            Kind::Tcp(io) => Some(io),
+            Kind::Server(io) => Some(&io.get_ref().0.io),
+            Kind::Client(io) => Some(io.get_ref().0),
             #[cfg(test)]
-            Stream::Memory(_) => None,
+            Kind::Memory(_) => None,
+        }
+    }
+
+    /// Makes close send RST, so that the peer does not take a cut stream for a complete one.
+    pub fn reset_on_close(&self) {
+        self.tcp().inspect(|socket| reset_on_close(socket));
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        if let Some(meter) = &mut self.meter {
+            meter.fail(error);
         }
     }
 }
 
 macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
-        match $self {
-            Stream::Tcp($io) => $call,
-            Stream::Server($io) => $call,
-            Stream::Client($io) => $call,
+        match &mut $self.io {
+            Kind::Tcp($io) => $call,
+            Kind::Server($io) => $call,
+            Kind::Client($io) => $call,
             #[cfg(test)]
-            Stream::Memory($io) => $call,
+            Kind::Memory($io) => $call,
         }
     };
 }
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, io => Pin::new(io).poll_read(cx, buf))
+        let before = buf.filled().len();
+        let polled = each!(self, io => Pin::new(io).poll_read(cx, buf));
+        match &polled {
+            Poll::Ready(Ok(())) => {
+                if let Some(meter) = &self.meter {
+                    meter.metrics().read((buf.filled().len() - before) as u64);
+                }
+            }
+            Poll::Ready(Err(error)) => self.failed(error),
+            Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+impl Stream {
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Ready(Ok(count)) => {
+                if let Some(meter) = &self.meter {
+                    meter.metrics().wrote(*count as u64);
+                }
+            }
+            Poll::Ready(Err(error)) => self.failed(error),
+            Poll::Pending => {}
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        each!(&mut *self, io => Pin::new(io).poll_write(cx, buf))
+        let polled = each!(self, io => Pin::new(io).poll_write(cx, buf));
+        self.wrote(polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, io => Pin::new(io).poll_flush(cx))
+        each!(self, io => Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, io => Pin::new(io).poll_shutdown(cx))
+        each!(self, io => Pin::new(io).poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
@@ -179,20 +251,31 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(&mut *self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+        let polled = each!(self, io => Pin::new(io).poll_write_vectored(cx, bufs));
+        self.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        each!(self, io => io.is_write_vectored())
+        match &self.io {
+            Kind::Tcp(io) => io.is_write_vectored(),
+            Kind::Server(io) => io.is_write_vectored(),
+            Kind::Client(io) => io.is_write_vectored(),
+            #[cfg(test)]
+            Kind::Memory(io) => io.is_write_vectored(),
+        }
     }
 }
 
 impl Io for Stream {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(io) => io.poll_read_ready(cx),
+        match &mut self.io {
+            Kind::Tcp(io) => io.poll_read_ready(cx),
             // TLS may hold decrypted bytes: only a read tells.
             _ => Poll::Ready(Ok(())),
         }
+    }
+
+    fn abort(&mut self) {
+        self.reset_on_close();
     }
 }

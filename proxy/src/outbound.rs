@@ -6,6 +6,7 @@
 use crate::control::Target;
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
+use crate::metrics::Direction;
 use crate::net::{self, Stream};
 use crate::policy::authorize::{Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
@@ -27,7 +28,7 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
         Some(authority) => (Target::Authority(authority), client),
         None => match net::original_destination(&io) {
             Some(addr) if !shard.config.is_own(addr) => (Target::Addr(addr), addr),
-            _ => return refuse(&shard, &io, &Error::Loop),
+            _ => return refuse(&shard, Direction::Outbound, &io, &Error::Loop),
         },
     };
     let destination = shard.destination(&target);
@@ -55,7 +56,7 @@ async fn connection(
     let mut first = BytesMut::new();
     let protocol = if skip { Some(Protocol::Opaque) } else { first_bytes(&shard, policy, &mut io, &mut first).await };
     let conn = Connection {
-        metrics: ConnectionMetrics::outbound(&shard, &destination),
+        metrics: ConnectionMetrics::outbound(&shard, &destination, target),
         peer: Peer { ip: client.ip(), tls: PeerTls::None },
         client,
         target,
@@ -64,10 +65,10 @@ async fn connection(
     };
     match protocol {
         Some(Protocol::Http1) if policy.protocol != Declared::Tls => {
-            serve::http1(conn, Stream::Tcp(io), first.freeze()).await;
+            http1(conn, io, first).await;
         }
         Some(Protocol::Http2) if policy.protocol != Declared::Tls => {
-            serve::http2(conn, Stream::Tcp(io), first.freeze()).await;
+            http2(conn, io, first).await;
         }
         Some(Protocol::Tls(hello)) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
         Some(_) => opaque(conn, policy, io, first, None).await,
@@ -76,12 +77,7 @@ async fn connection(
 }
 
 /// Reads until the protocol is known; `None` when the client says nothing for a moment.
-async fn first_bytes(
-    shard: &Shard,
-    policy: &Policy,
-    io: &mut TcpStream,
-    first: &mut BytesMut,
-) -> Option<Protocol> {
+async fn first_bytes(shard: &Shard, policy: &Policy, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
     loop {
         if let Some(protocol) = detect(first) {
             return Some(protocol);
@@ -108,31 +104,29 @@ async fn first_bytes(
 /// Bytes to one endpoint.
 async fn opaque(conn: Connection, policy: &Policy, io: TcpStream, first: BytesMut, sni: Option<&str>) {
     let mut record = Record::connection(&conn);
-    let mut near = Stream::Tcp(io);
+    let mut near = measured(&conn, io, &first);
     match dial(&conn, policy, sni, &mut record).await {
         Ok(mut far) => {
-            let watch = conn.metrics.tcp(&conn);
-            let moved = tcp::relay(&mut near, &mut far, first.freeze(), Bytes::new(), &*watch).await;
+            let moved = tcp::relay(&mut near, &mut far, first.freeze(), Bytes::new()).await;
             record.closed(moved);
         }
         Err(error) => {
             record.failed(&error);
-            near.tcp().inspect(|socket| net::reset_on_close(socket));
+            near.reset_on_close();
         }
     }
 }
 
 /// The client is silent: dial, and let whoever speaks first decide.
-async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
+async fn silent(conn: Connection, policy: &Rc<Policy>, io: TcpStream) {
     let mut record = Record::connection(&conn);
     let Ok(choice) = policy.tcp.choose(None, &conn.target.to_string()).map(|(backend, _)| backend.balancer.clone())
     else {
         // Only HTTP has routes here: wait for the client.
         record.forget();
-        drop(record);
         return patient(conn, policy, io, BytesMut::new()).await;
     };
-    let far = dial_balancer(&conn, &choice, &mut record).await;
+    let far = dial_balancer(&choice, &mut record).await;
     let mut far = match far {
         Ok(far) => far,
         Err(error) => {
@@ -151,7 +145,6 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
             // The client was only slow. Nothing was sent to the endpoint: start over with what it says.
             drop(far);
             record.forget();
-            drop(record);
             return patient(conn, policy, io, first).await;
         }
         read = far.read_buf(&mut greeting) => {
@@ -160,9 +153,8 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream) {
             }
         }
     }
-    let watch = conn.metrics.tcp(&conn);
-    let mut near = Stream::Tcp(io);
-    let moved = tcp::relay(&mut near, &mut far, first.split().freeze(), greeting.freeze(), &*watch).await;
+    let mut near = measured(&conn, io, &first);
+    let moved = tcp::relay(&mut near, &mut far, first.split().freeze(), greeting.freeze()).await;
     record.closed(moved);
 }
 
@@ -187,8 +179,8 @@ async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut f
         }
     };
     match protocol {
-        Protocol::Http1 => serve::http1(conn, Stream::Tcp(io), first.freeze()).await,
-        Protocol::Http2 => serve::http2(conn, Stream::Tcp(io), first.freeze()).await,
+        Protocol::Http1 => http1(conn, io, first).await,
+        Protocol::Http2 => http2(conn, io, first).await,
         Protocol::Tls(hello) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
         Protocol::Opaque => opaque(conn, policy, io, first, None).await,
     }
@@ -197,19 +189,15 @@ async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut f
 /// A connection to an endpoint for bytes.
 async fn dial(conn: &Connection, policy: &Policy, sni: Option<&str>, record: &mut Record<'_>) -> Result<Stream, Error> {
     let (backend, _) = policy.tcp.choose(sni, &conn.target.to_string())?;
-    dial_balancer(conn, &backend.balancer.clone(), record).await
+    dial_balancer(&backend.balancer.clone(), record).await
 }
 
 /// Tries endpoints until one accepts: a connection that sent nothing yet can go anywhere.
-async fn dial_balancer(
-    conn: &Connection,
-    balancer: &Rc<crate::balance::Balancer>,
-    record: &mut Record<'_>,
-) -> Result<Stream, Error> {
+async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Record<'_>) -> Result<Stream, Error> {
     let mut tried = Vec::new();
     loop {
         let pick = balancer.ready(&tried).await?;
-        record.connecting(conn, balancer, &pick);
+        record.connecting(balancer, &pick);
         match pick.pool.bytes().await {
             Ok(far) => {
                 let now = tokio::time::Instant::now();
@@ -248,7 +236,7 @@ async fn explain(
     let read = timeout(patience, io.read_buf(&mut first)).await;
     let protocol = if matches!(read, Ok(Ok(_))) { detect(&first) } else { None };
     let conn = Connection {
-        metrics: ConnectionMetrics::outbound(&shard, &destination),
+        metrics: ConnectionMetrics::outbound(&shard, &destination, target),
         peer: Peer { ip: client.ip(), tls: PeerTls::None },
         client,
         target,
@@ -257,8 +245,8 @@ async fn explain(
     };
     match protocol {
         // Each request asks again, so that the connection recovers with the control plane.
-        Some(Protocol::Http1) => serve::http1(conn, Stream::Tcp(io), first.freeze()).await,
-        Some(Protocol::Http2) => serve::http2(conn, Stream::Tcp(io), first.freeze()).await,
+        Some(Protocol::Http1) => http1(conn, io, first).await,
+        Some(Protocol::Http2) => http2(conn, io, first).await,
         _ => {
             Record::connection(&conn).failed(&error);
             net::reset_on_close(&io);
@@ -266,9 +254,26 @@ async fn explain(
     }
 }
 
+async fn http1(conn: Connection, io: TcpStream, first: BytesMut) {
+    let io = measured(&conn, io, &first);
+    serve::http1(conn, io, first.freeze()).await;
+}
+
+async fn http2(conn: Connection, io: TcpStream, first: BytesMut) {
+    let io = measured(&conn, io, &first);
+    serve::http2(conn, io, first.freeze()).await;
+}
+
+/// The client's connection, counted from its first byte.
+fn measured(conn: &Connection, io: TcpStream, first: &BytesMut) -> Stream {
+    let mut io = Stream::from(io);
+    io.measure(conn.metrics.tcp().open(), first.len());
+    io
+}
+
 /// Nothing can be done with this connection.
-pub fn refuse(shard: &Shard, io: &TcpStream, error: &Error) {
-    shard.metrics.tcp_error("outbound", error.reason());
+pub fn refuse(shard: &Shard, direction: Direction, io: &TcpStream, error: &Error) {
+    shard.metrics.tcp_errors(direction).count(error.reason());
     tracing::warn!(reason = error.reason(), "connection refused: {error}");
     net::reset_on_close(io);
 }

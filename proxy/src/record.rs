@@ -1,16 +1,18 @@
 //! What happened to one request or connection: written once, when it is over, to metrics, access log and tap.
 //!
-//! **Invariant:** nothing here allocates or looks anything up while a request is served, but for the first request of
-//! a connection or endpoint, which finds the metric handles that later ones use.
+//! **Invariant:** metric handles are found once per connection, endpoint or rule; a request only touches them.
 
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
-use crate::metrics::{Labels, RequestMetrics, TcpMetrics};
+use crate::metrics::{
+    AuthzLabels, AuthzMetrics, Direction, RequestLabels, RequestMetrics, RouteLabels, TcpLabels, TcpMetrics, TlsLabel,
+};
 use crate::policy::authorize::{Peer, PeerTls};
 use crate::request::routes::Rule;
-use crate::request::{Connection, Side};
+use crate::request::{Connection, Side, respond};
 use crate::shard::{Destination, PortPolicy, Shard};
-use crate::tcp::{Moved, Watch};
+use crate::tap::{End, Observed, Tapped};
+use crate::tcp::Moved;
 use gossamer_api::authorization::Authorization;
 use gossamer_api::policy::Meta;
 use gossamer_engine::{Headers, RequestHead, ResponseHead};
@@ -18,10 +20,11 @@ use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
-/// gRPC codes that are the server's fault. Source: linkerd2-proxy classify: DATA_LOSS, DEADLINE_EXCEEDED, INTERNAL,
-/// PERMISSION_DENIED, UNAVAILABLE, UNKNOWN.
+/// gRPC codes that are the server's fault. Source: linkerd2-proxy classify: UNKNOWN, DEADLINE_EXCEEDED,
+/// PERMISSION_DENIED, INTERNAL, UNAVAILABLE, DATA_LOSS.
 const GRPC_FAILURES: &[u16] = &[2, 4, 7, 13, 14, 15];
 
 /// Metric handles of an endpoint, found at its first request.
@@ -33,116 +36,134 @@ pub struct EndpointMetrics {
 }
 
 impl EndpointMetrics {
-    fn new(shard: &Shard, balancer: &Balancer, pick: &Pick) -> Self {
-        let mut labels = Labels::new("outbound");
-        labels.add("authority", &balancer.authority);
-        labels.add("target_addr", &pick.info.addr.to_string());
-        match &pick.info.tls {
-            Some(tls) => {
-                labels.add("tls", "true");
-                labels.add("server_id", tls.identity.as_str());
-            }
-            None => {
-                labels.add("tls", "no_identity");
-                labels.add("no_tls_reason", "not_provided_by_service_discovery");
-            }
+    fn new(shard: &Shard, direction: Direction, balancer: &Balancer, pick: &Pick) -> Self {
+        let tls = destination_tls(pick);
+        let mut requests = RequestLabels::new(direction, tls);
+        let mut tcp = TcpLabels::new(direction, false, tls);
+        (requests.target, tcp.target) = (Some(pick.info.addr), Some(pick.info.addr));
+        if direction == Direction::Outbound {
+            let authority = Some(balancer.authority.as_str());
+            (requests.authority, tcp.authority) = (authority, authority);
+            (requests.dst, tcp.dst) = (Some(&pick.info.labels), Some(&pick.info.labels));
         }
-        for (name, value) in &pick.info.labels {
-            labels.add(&format!("dst_{name}"), value);
-        }
-        EndpointMetrics { requests: shard.metrics.requests(&labels), tcp: shard.metrics.tcp("dst", &labels) }
-    }
-}
-
-/// Metric handles of a client's connection.
-pub struct ConnectionMetrics {
-    shard: Rc<Shard>,
-    labels: Labels,
-    tcp: OnceCell<Arc<TcpMetrics>>,
-    /// By rule and authorization: nearly always one.
-    requests: RefCell<Vec<((*const Rule, Meta), Arc<RequestMetrics>)>>,
-}
-
-impl ConnectionMetrics {
-    /// Of a connection of our workload.
-    pub fn outbound(shard: &Rc<Shard>, destination: &Destination) -> Self {
-        let mut labels = Labels::new("outbound");
-        labels.add("target_addr", &destination.target.to_string());
-        labels.add("tls", "no_identity");
-        labels.add("no_tls_reason", "loopback");
-        ConnectionMetrics { shard: shard.clone(), labels, tcp: OnceCell::new(), requests: RefCell::default() }
-    }
-
-    /// Of a connection to our workload.
-    pub fn inbound(shard: &Rc<Shard>, policy: Option<&PortPolicy>, peer: &Peer, target: SocketAddr) -> Self {
-        let mut labels = Labels::new("inbound");
-        labels.add("target_addr", &target.to_string());
-        match &peer.tls {
-            PeerTls::Identity(identity) => {
-                labels.add("tls", "true");
-                labels.add("client_id", identity.as_str());
-            }
-            PeerTls::Anonymous => labels.add("tls", "true"),
-            PeerTls::None => {
-                labels.add("tls", "no_identity");
-                labels.add("no_tls_reason", "no_tls_from_remote");
-            }
-        }
-        if let Some(policy) = policy {
-            labels.object("srv", &policy.meta);
-        }
-        ConnectionMetrics { shard: shard.clone(), labels, tcp: OnceCell::new(), requests: RefCell::default() }
-    }
-
-    /// Counts the bytes of a connection.
-    pub fn tcp(&self, conn: &Connection) -> Box<dyn Watch> {
-        let dst = match &conn.side {
-            Side::Outbound(_) => None,
-            Side::Inbound(..) => None,
-        };
-        Box::new(Counts { src: self.source(), dst })
-    }
-
-    fn source(&self) -> Arc<TcpMetrics> {
-        self.tcp.get_or_init(|| self.shard.metrics.tcp("src", &self.labels)).clone()
-    }
-
-    fn requests(&self, rule: &Rc<Rule>, by: Option<&Authorization>) -> Arc<RequestMetrics> {
-        let meta = by.map_or_else(|| rule.meta.clone(), |authorization| authorization.meta.clone());
-        let key = (Rc::as_ptr(rule), meta);
-        let mut known = self.requests.borrow_mut();
-        if let Some((_, metrics)) = known.iter().find(|(other, _)| *other == key) {
-            return metrics.clone();
-        }
-        let mut labels = self.labels.clone();
-        labels.object("route", &rule.meta);
-        if let Some(by) = by {
-            labels.object("authz", &by.meta);
-        }
-        let metrics = self.shard.metrics.requests(&labels);
-        known.push((key, metrics.clone()));
+        let metrics =
+            EndpointMetrics { requests: shard.metrics.request_scope(requests), tcp: shard.metrics.tcp_scope(tcp) };
+        pick.pool.measure(metrics.tcp.clone());
         metrics
     }
 }
 
-struct Counts {
-    src: Arc<TcpMetrics>,
-    dst: Option<Arc<TcpMetrics>>,
+fn destination_tls(pick: &Pick) -> TlsLabel<'_> {
+    match &pick.info.tls {
+        Some(tls) => TlsLabel::Mesh(Some(&tls.identity)),
+        None => TlsLabel::None("not_provided_by_service_discovery"),
+    }
 }
 
-impl Watch for Counts {
-    fn sent(&self, bytes: u64) {
-        self.src.read(bytes);
-        if let Some(dst) = &self.dst {
-            dst.write(bytes);
+/// Metric handles of a client's connection, found at its first request.
+pub struct ConnectionMetrics {
+    shard: Rc<Shard>,
+    direction: Direction,
+    target: SocketAddr,
+    server: Option<Meta>,
+    peer: PeerTls,
+    tcp: OnceCell<Arc<TcpMetrics>>,
+    /// By rule and authorization: nearly always one.
+    rules: RefCell<Vec<(Key, Handles)>>,
+}
+
+type Key = (*const Rule, Option<Meta>);
+
+#[derive(Clone)]
+struct Handles {
+    requests: Arc<RequestMetrics>,
+    authz: Arc<AuthzMetrics>,
+}
+
+impl ConnectionMetrics {
+    /// Of a connection of our workload.
+    pub fn outbound(shard: &Rc<Shard>, _destination: &Destination, target: SocketAddr) -> Self {
+        ConnectionMetrics {
+            shard: shard.clone(),
+            direction: Direction::Outbound,
+            target,
+            server: None,
+            peer: PeerTls::None,
+            tcp: OnceCell::new(),
+            rules: RefCell::default(),
         }
     }
 
-    fn received(&self, bytes: u64) {
-        self.src.write(bytes);
-        if let Some(dst) = &self.dst {
-            dst.read(bytes);
+    /// Of a connection to our workload.
+    pub fn inbound(shard: &Rc<Shard>, policy: Option<&PortPolicy>, peer: &Peer, target: SocketAddr) -> Self {
+        ConnectionMetrics {
+            shard: shard.clone(),
+            direction: Direction::Inbound,
+            target,
+            server: policy.map(|policy| policy.meta.clone()),
+            peer: peer.tls.clone(),
+            tcp: OnceCell::new(),
+            rules: RefCell::default(),
         }
+    }
+
+    fn tls(&self) -> TlsLabel<'_> {
+        match (&self.peer, self.direction) {
+            (PeerTls::Identity(identity), _) => TlsLabel::Mesh(Some(identity)),
+            (PeerTls::Anonymous, _) => TlsLabel::Mesh(None),
+            (PeerTls::None, Direction::Inbound) => TlsLabel::None("no_tls_from_remote"),
+            (PeerTls::None, Direction::Outbound) => TlsLabel::None("loopback"),
+        }
+    }
+
+    /// The client's side of the connection.
+    pub fn tcp(&self) -> &Arc<TcpMetrics> {
+        self.tcp.get_or_init(|| {
+            let mut labels = TcpLabels::new(self.direction, true, self.tls());
+            labels.target = Some(self.target);
+            labels.server = self.server.as_ref();
+            self.shard.metrics.tcp_scope(labels)
+        })
+    }
+
+    fn handles(&self, policy: &PortPolicy, rule: &Rc<Rule>, by: Option<&Authorization>) -> Handles {
+        let key = (Rc::as_ptr(rule), by.map(|by| by.meta.clone()));
+        let mut known = self.rules.borrow_mut();
+        if let Some((_, handles)) = known.iter().find(|(other, _)| *other == key) {
+            return handles.clone();
+        }
+        let mut labels = RequestLabels::new(self.direction, self.tls());
+        labels.target = Some(self.target);
+        labels.server = Some(&policy.meta);
+        labels.route = Some(&rule.meta);
+        labels.authz = by.map(|by| &by.meta);
+        let authz = AuthzLabels {
+            server: &policy.meta,
+            route: Some(&rule.meta),
+            authz: by.map(|by| &by.meta),
+            tls: self.tls(),
+            target: Some(self.target),
+        };
+        let handles = Handles {
+            requests: self.shard.metrics.request_scope(labels),
+            authz: self.shard.metrics.authz_scope(authz),
+        };
+        // A policy that changes often must not make a long connection grow.
+        if known.len() >= 32 {
+            known.clear();
+        }
+        known.push((key, handles.clone()));
+        handles
+    }
+
+    fn connection_authz(&self, policy: &PortPolicy, by: Option<&Authorization>) -> Arc<AuthzMetrics> {
+        self.shard.metrics.authz_scope(AuthzLabels {
+            server: &policy.meta,
+            route: None,
+            authz: by.map(|by| &by.meta),
+            tls: self.tls(),
+            target: Some(self.target),
+        })
     }
 }
 
@@ -154,33 +175,52 @@ pub struct Record<'a> {
     /// It came as HTTP/1 inside HTTP/2.
     pub was_upgraded: bool,
     http: bool,
+    /// It is over, or nothing happened after all.
+    over: bool,
     status: u16,
     grpc: Option<u16>,
     failure: Option<&'static str>,
+    retries: u32,
     received: u64,
+    /// Until the response's head.
+    latency: Duration,
     metrics: Option<Arc<RequestMetrics>>,
-    endpoint: Option<Pick0>,
-    over: bool,
+    endpoint: Option<SocketAddr>,
+    /// In flight for as long as a connection lasts.
+    pick: Option<Pick>,
+    rule: Option<Rc<Rule>>,
+    tapped: Option<Box<Tapped>>,
+    access: Option<Box<Access>>,
 }
 
-/// The endpoint of the last attempt.
-struct Pick0 {
-    addr: SocketAddr,
-    tcp: Option<Arc<TcpMetrics>>,
-    /// Kept in flight for as long as a connection lasts.
-    #[allow(dead_code)]
-    pick: Option<Pick>,
+/// What only the access log wants.
+struct Access {
+    method: String,
+    authority: String,
+    path: String,
+    trace: Option<String>,
 }
 
 impl<'a> Record<'a> {
     /// Of a request, from now on.
-    pub fn request(conn: &'a Connection, _head: &RequestHead) -> Self {
-        Record::new(conn, true)
+    pub fn request(conn: &'a Connection, head: &RequestHead) -> Self {
+        let mut record = Record::new(conn, true);
+        if conn.shard.config.access_log {
+            record.access = Some(Box::new(Access {
+                method: head.method.to_string(),
+                authority: head.authority().unwrap_or_default().to_string(),
+                path: head.path_only().to_string(),
+                trace: ["traceparent", "x-b3-traceid", "x-request-id"]
+                    .iter()
+                    .find_map(|name| head.headers.get_str(name))
+                    .map(str::to_string),
+            }));
+        }
+        record
     }
 
     /// Of a connection whose bytes are not looked at.
     pub fn connection(conn: &'a Connection) -> Self {
-        conn.metrics.source().open();
         Record::new(conn, false)
     }
 
@@ -190,104 +230,142 @@ impl<'a> Record<'a> {
             start: Instant::now(),
             was_upgraded: false,
             http,
+            over: false,
             status: 0,
             grpc: None,
             failure: None,
+            retries: 0,
             received: 0,
+            latency: Duration::ZERO,
             metrics: None,
             endpoint: None,
-            over: false,
+            pick: None,
+            rule: None,
+            tapped: None,
+            access: None,
         }
     }
 
-    fn direction(&self) -> &'static str {
-        match self.conn.side {
-            Side::Outbound(_) => "outbound",
-            Side::Inbound(..) => "inbound",
-        }
+    fn direction(&self) -> Direction {
+        self.conn.metrics.direction
     }
 
     /// Nothing happened after all.
-    pub fn forget(&mut self) {
+    pub fn forget(mut self) {
         self.over = true;
-        self.conn.metrics.source().close(None);
     }
 
     /// A route was found.
-    pub fn matched(&mut self, _rule: &Rc<Rule>) {}
-
-    /// It will be sent on, with this head.
-    pub fn admitted(&mut self, _head: &RequestHead) {}
+    pub fn matched(&mut self, rule: &Rc<Rule>) {
+        self.rule = Some(rule.clone());
+    }
 
     /// Inbound: an authorization let it in.
-    pub fn allowed(&mut self, _policy: &PortPolicy, rule: &Rc<Rule>, by: &Authorization) {
-        let metrics = self.conn.metrics.requests(rule, Some(by));
-        metrics.allow();
-        metrics.request();
-        self.metrics = Some(metrics);
+    pub fn allowed(&mut self, policy: &PortPolicy, rule: &Rc<Rule>, by: &Authorization) {
+        let handles = self.conn.metrics.handles(policy, rule, Some(by));
+        handles.authz.http_allow.inc();
+        handles.requests.request();
+        self.metrics = Some(handles.requests);
     }
 
     /// Inbound: nothing let it in.
-    pub fn denied(&mut self, _policy: &PortPolicy, rule: &Rc<Rule>) {
-        let metrics = self.conn.metrics.requests(rule, None);
-        metrics.deny();
-        metrics.request();
-        self.metrics = Some(metrics);
+    pub fn denied(&mut self, policy: &PortPolicy, rule: &Rc<Rule>) {
+        let handles = self.conn.metrics.handles(policy, rule, None);
+        handles.authz.http_deny.inc();
+        handles.requests.request();
+        self.metrics = Some(handles.requests);
     }
 
-    /// Inbound: a connection that nothing let in.
-    pub fn refused(&mut self, _policy: &PortPolicy) {
-        self.conn.metrics.source().deny();
+    /// Inbound: whether an authorization let a connection in.
+    pub fn connection_decided(&mut self, policy: &PortPolicy, by: Option<&Authorization>) {
+        let authz = self.conn.metrics.connection_authz(policy, by);
+        match by {
+            Some(_) => authz.tcp_allow.inc(),
+            None => authz.tcp_deny.inc(),
+        }
     }
 
     /// It is sent to this endpoint.
-    pub fn attempt(&mut self, conn: &Connection, balancer: &Balancer, pick: &Pick) {
-        if matches!(conn.side, Side::Outbound(_)) {
-            let metrics = pick.metrics.get_or_init(|| EndpointMetrics::new(&conn.shard, balancer, pick));
+    pub fn attempt(&mut self, balancer: &Balancer, pick: &Pick, head: &RequestHead) {
+        let metrics = self.measure(balancer, pick);
+        if self.direction() == Direction::Outbound {
             metrics.requests.request();
             self.metrics = Some(metrics.requests.clone());
         }
-        self.endpoint = Some(Pick0 { addr: pick.info.addr, tcp: None, pick: None });
+        self.endpoint = Some(pick.info.addr);
+        if self.conn.shard.taps.is_active() && self.tapped.is_none() {
+            self.tap(pick, head);
+        }
     }
 
     /// A connection is tried to this endpoint.
-    pub fn connecting(&mut self, conn: &Connection, balancer: &Balancer, pick: &Pick) {
-        let metrics = pick.metrics.get_or_init(|| EndpointMetrics::new(&conn.shard, balancer, pick));
-        self.endpoint = Some(Pick0 { addr: pick.info.addr, tcp: Some(metrics.tcp.clone()), pick: None });
+    pub fn connecting(&mut self, balancer: &Balancer, pick: &Pick) {
+        self.measure(balancer, pick);
+        self.endpoint = Some(pick.info.addr);
     }
 
-    /// It stands.
+    fn measure<'p>(&self, balancer: &Balancer, pick: &'p Pick) -> &'p EndpointMetrics {
+        pick.metrics.get_or_init(|| EndpointMetrics::new(&self.conn.shard, self.direction(), balancer, pick))
+    }
+
+    fn tap(&mut self, pick: &Pick, head: &RequestHead) {
+        let tls = self.conn.metrics.tls();
+        let observed = Observed {
+            head,
+            direction: self.direction(),
+            source: self.conn.client,
+            source_tls: tls,
+            destination: Some(pick.info.addr),
+            destination_tls: match self.direction() {
+                Direction::Outbound => destination_tls(pick),
+                Direction::Inbound => tls,
+            },
+            destination_labels: Some(&pick.info.labels),
+            route_labels: None,
+        };
+        self.tapped = self.conn.shard.taps.request(&observed, self.start).map(Box::new);
+    }
+
+    /// It stands: the endpoint has one connection more in flight until this record ends.
     pub fn connected(&mut self, pick: Pick) {
-        if let Some(endpoint) = &mut self.endpoint {
-            if let Some(tcp) = &endpoint.tcp {
-                tcp.open();
-            }
-            endpoint.pick = Some(pick);
-        }
+        self.pick = Some(pick);
     }
 
     /// Another attempt is made.
     pub fn retried(&mut self) {
-        if let Some(metrics) = &self.metrics {
-            metrics.retry();
-        }
+        self.retries += 1;
+        self.count_retry(|metrics| metrics.retries.inc());
     }
 
     /// The budget did not allow another attempt.
     pub fn retry_refused(&mut self) {
-        if let Some(metrics) = &self.metrics {
-            metrics.retry_overflow();
-        }
+        self.count_retry(|metrics| metrics.retry_overflow.inc());
+    }
+
+    /// Retries are rare: their handle is looked up.
+    fn count_retry(&self, count: impl Fn(&crate::metrics::RouteMetrics)) {
+        let (Some(rule), Side::Outbound(destination)) = (&self.rule, &self.conn.side) else { return };
+        let Some(policy) = destination.current() else { return };
+        let labels = RouteLabels { parent: &policy.meta, route: &rule.meta, grpc: rule.grpc };
+        count(&self.conn.shard.metrics.route_scope(labels));
     }
 
     /// The response's head is on its way to the client.
-    pub fn responded(&mut self, _conn: &Connection, head: &ResponseHead) {
+    pub fn responded(&mut self, head: &ResponseHead) {
         self.status = head.status;
         self.grpc = grpc_status(&head.headers);
-        self.latency();
+        let now = Instant::now();
+        self.latency = now - self.start;
+        if self.retries > 0 && self.is_success() {
+            self.count_retry(|metrics| metrics.retry_successes.inc());
+        }
+        if let Some(tapped) = &mut self.tapped {
+            tapped.response(head, now);
+        }
     }
 
     /// Bytes of the response.
+    #[inline]
     pub fn received(&mut self, bytes: u64) {
         self.received += bytes;
     }
@@ -298,63 +376,53 @@ impl<'a> Record<'a> {
     }
 
     /// The endpoint's side broke in the middle of the response.
-    pub fn upstream(&mut self, error: gossamer_engine::Error) -> Error {
-        let addr = self.endpoint.as_ref().map_or(self.conn.target, |endpoint| endpoint.addr);
-        Error::Upstream(addr, error)
+    pub fn upstream(&self, error: gossamer_engine::Error) -> Error {
+        Error::Upstream(self.endpoint.unwrap_or(self.conn.target), error)
     }
 
     /// The exchange is over: its verdict goes to the endpoint's estimators.
-    pub fn finish(&mut self, pick: &Pick, streamed: Result<(), Error>, _sent: u64) {
-        match &streamed {
+    pub fn finish(&mut self, pick: &Pick, streamed: Result<(), Error>) {
+        match streamed {
             Ok(()) if self.is_success() => pick.succeed(Instant::now()),
-            // The client's going away says nothing about the endpoint.
-            Err(Error::ClientGone) => {}
-            _ => pick.fail(Instant::now()),
-        }
-        if let Err(error) = streamed {
-            self.failure = Some(error.reason());
-            self.count_error(&error);
+            Ok(()) => pick.fail(Instant::now()),
+            Err(error) => {
+                // The client's going away says nothing about the endpoint.
+                if !matches!(error, Error::ClientGone) {
+                    pick.fail(Instant::now());
+                }
+                self.failure = Some(error.reason());
+                self.count_error(&error);
+            }
         }
     }
 
     /// It was not served.
     pub fn failed(&mut self, error: &Error) {
-        self.failure = Some(error.reason());
-        let answer = crate::request::respond::answer(error);
-        self.status = answer.status;
-        if matches!(error, Error::Redirect { .. }) {
-            self.failure = None;
-        } else {
-            self.count_error(error);
+        self.status = respond::answer(error).status;
+        self.latency = self.start.elapsed();
+        if let Some(tapped) = &mut self.tapped {
+            tapped.response(&respond::compose(error, false).0, Instant::now());
         }
-        if self.http {
-            self.latency();
+        if !matches!(error, Error::Redirect { .. }) {
+            self.failure = Some(error.reason());
+            self.count_error(error);
         }
     }
 
     fn count_error(&self, error: &Error) {
         let (metrics, reason) = (&self.conn.shard.metrics, error.reason());
         match self.http {
-            true => metrics.http_error(self.direction(), reason),
-            false => metrics.tcp_error(self.direction(), reason),
+            true => metrics.http_errors(self.direction()).count(reason),
+            false => metrics.tcp_errors(self.direction()).count(reason),
         }
         tracing::debug!(client = %self.conn.client, target = %self.conn.target, reason, "{error}");
     }
 
     /// A connection of bytes ended.
-    pub fn closed(&mut self, moved: std::io::Result<Moved>) {
-        let errno = moved.err().map(|error| error.kind());
-        self.conn.metrics.source().close(errno);
-        if let Some(tcp) = self.endpoint.take().and_then(|endpoint| endpoint.tcp) {
-            tcp.close(errno);
-        }
-        self.over = true;
-    }
-
-    fn latency(&mut self) {
-        // The time to the response's head, as Linkerd's response_latency_ms.
-        if let Some(metrics) = &self.metrics {
-            metrics.latency(self.start.elapsed());
+    pub fn closed(self, moved: std::io::Result<Moved>) {
+        match moved {
+            Ok(moved) => tracing::debug!(target = %self.conn.target, ?moved, "connection ended"),
+            Err(error) => tracing::debug!(target = %self.conn.target, %error, "connection broke"),
         }
     }
 
@@ -365,6 +433,56 @@ impl<'a> Record<'a> {
                 None => self.status < 500,
             }
     }
+
+    fn end_request(&mut self) {
+        if self.status == 0 {
+            // Cancelled before an answer.
+            self.failure = Some("client-gone");
+            self.status = 499;
+            self.latency = self.start.elapsed();
+        }
+        if let Some(metrics) = &self.metrics {
+            match self.failure {
+                Some(reason) => metrics.failure(self.status, self.grpc, reason, self.latency),
+                None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
+            }
+        }
+        if let Some(tapped) = self.tapped.take() {
+            let end = match (self.failure, self.grpc) {
+                (Some(_), _) if self.received > 0 => End::Reset(2),
+                (_, Some(code)) => End::Grpc(code.into()),
+                _ => End::Complete,
+            };
+            tapped.end(end, self.received, None, Instant::now());
+        }
+        if let Some(access) = self.access.take() {
+            self.log(&access);
+        }
+    }
+
+    /// A line of the access log, as JSON on standard output.
+    fn log(&self, access: &Access) {
+        let line = serde_json::json!({
+            "timestamp": time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339).ok(),
+            "direction": self.direction().as_str(),
+            "client.addr": self.conn.client.to_string(),
+            "client.id": self.conn.peer.tls.identity().map(|identity| identity.as_str()),
+            "server.addr": self.endpoint.map(|addr| addr.to_string()),
+            "method": access.method,
+            "host": access.authority,
+            "path": access.path,
+            "trace_id": access.trace,
+            "status": self.status,
+            "grpc_status": self.grpc,
+            "reason": self.failure,
+            "route": self.rule.as_ref().map(|rule| rule.meta.to_string()),
+            "retries": self.retries,
+            "response_bytes": self.received,
+            "head_ns": self.latency.as_nanos() as u64,
+            "total_ns": self.start.elapsed().as_nanos() as u64,
+        });
+        println!("{line}");
+    }
 }
 
 fn grpc_status(headers: &Headers) -> Option<u16> {
@@ -373,20 +491,8 @@ fn grpc_status(headers: &Headers) -> Option<u16> {
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        if self.http {
-            if self.status == 0 {
-                // Cancelled before an answer.
-                self.failure = Some("client-gone");
-                self.status = 499;
-            }
-            if let Some(metrics) = &self.metrics {
-                metrics.response(self.status, self.grpc, self.is_success(), self.failure);
-            }
-        } else {
-            self.conn.metrics.source().close(None);
+        if self.http && !self.over {
+            self.end_request();
         }
     }
 }

@@ -37,9 +37,9 @@ pub struct Shard {
     /// The control plane's word.
     pub control: Control,
     /// All metrics.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
     /// Live subscriptions.
-    pub taps: Arc<Taps>,
+    pub taps: Taps,
     /// Our certificate.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Ends when the process does.
@@ -61,14 +61,12 @@ impl Shard {
     pub fn new(
         config: Arc<Config>,
         control: Control,
-        metrics: Arc<Metrics>,
-        taps: Arc<Taps>,
+        metrics: Metrics,
+        taps: Taps,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         stop: Stop,
     ) -> Rc<Self> {
-        let connector = |timeout| {
-            Rc::new(Connector { mark: config.mark, timeout, credentials: credentials.clone() })
-        };
+        let connector = |timeout| Rc::new(Connector { mark: config.mark, timeout, credentials: credentials.clone() });
         let (outbound, inbound) =
             (connector(config.outbound_connect_timeout), connector(config.inbound_connect_timeout));
         Rc::new(Shard {
@@ -308,7 +306,11 @@ impl Destination {
     }
 }
 
-async fn follow(shard: Weak<Shard>, destination: Weak<Destination>, mut receiver: watch::Receiver<Discovered<OutboundPolicy>>) {
+async fn follow(
+    shard: Weak<Shard>,
+    destination: Weak<Destination>,
+    mut receiver: watch::Receiver<Discovered<OutboundPolicy>>,
+) {
     loop {
         let now = receiver.borrow_and_update().clone();
         let (Some(shard), Some(destination)) = (shard.upgrade(), destination.upgrade()) else { return };
@@ -471,7 +473,8 @@ impl PortPolicy {
 
 /// What `default-inbound-policy` says, for a proxy without a control plane or a port that it does not know.
 fn default_server(config: &Config, opaque: bool) -> Server {
-    let everywhere = || [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|ip| ipnet::IpNet::new(ip, 0)).into_iter().flatten();
+    let everywhere =
+        || [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|ip| ipnet::IpNet::new(ip, 0)).into_iter().flatten();
     let anybody = Authentication::Unauthenticated;
     let members = Authentication::Identities { names: Vec::new(), suffixes: vec![String::new()] };
     let cluster = || config.cluster_networks.clone();

@@ -3,7 +3,7 @@
 //! Half-close is kept in both directions, a reset on one side becomes a reset on the other, a slow reader slows the
 //! writer down. A connection that is silent holds no buffer.
 
-use crate::net::{self, Stream};
+use crate::net::Stream;
 use bytes::{Buf, Bytes, BytesMut};
 use gossamer_engine::buffer;
 use std::future::poll_fn;
@@ -22,40 +22,23 @@ pub struct Moved {
     pub received: u64,
 }
 
-/// What is watched while bytes move: called with the bytes of each read, so that live tables see long connections.
-pub trait Watch {
-    /// The client sent this many.
-    fn sent(&self, bytes: u64);
-    /// The server sent this many.
-    fn received(&self, bytes: u64);
-}
-
 /// Copies until both directions have ended. `first` are bytes of the client that were read already, `greeting` those
 /// of the server.
 ///
 /// Dropping the future closes both connections.
-pub async fn relay(
-    client: &mut Stream,
-    server: &mut Stream,
-    first: Bytes,
-    greeting: Bytes,
-    watch: &dyn Watch,
-) -> io::Result<Moved> {
-    watch.sent(first.len() as u64);
-    watch.received(greeting.len() as u64);
+pub async fn relay(client: &mut Stream, server: &mut Stream, first: Bytes, greeting: Bytes) -> io::Result<Moved> {
     let mut up = Flow::new(first);
     let mut down = Flow::new(greeting);
     let result = poll_fn(|cx| {
-        let sent = up.poll(client, server, &|bytes| watch.sent(bytes), cx)?;
-        let received = down.poll(server, client, &|bytes| watch.received(bytes), cx)?;
+        let sent = up.poll(client, server, cx)?;
+        let received = down.poll(server, client, cx)?;
         if sent.is_ready() && received.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await;
     if result.is_err() {
         // Whoever is left must not take a cut stream for a complete one.
-        for side in [&*client, &*server] {
-            side.tcp().inspect(|socket| net::reset_on_close(socket));
-        }
+        client.reset_on_close();
+        server.reset_on_close();
     }
     result.map(|()| Moved { sent: up.moved, received: down.moved })
 }
@@ -80,13 +63,7 @@ impl Flow {
         Flow { moved: pending.len() as u64, pending, state: State::Copying }
     }
 
-    fn poll(
-        &mut self,
-        from: &mut Stream,
-        to: &mut Stream,
-        seen: &dyn Fn(u64),
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll(&mut self, from: &mut Stream, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while !self.pending.is_empty() {
                 let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;
@@ -114,7 +91,6 @@ impl Flow {
                     if chunk.is_empty() {
                         self.state = State::Ending;
                     }
-                    seen(chunk.len() as u64);
                     self.moved += chunk.len() as u64;
                     self.pending = chunk;
                 }
@@ -135,27 +111,14 @@ fn read(from: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[derive(Default)]
-    struct Count(Cell<u64>, Cell<u64>);
-    impl Watch for Count {
-        fn sent(&self, bytes: u64) {
-            self.0.set(self.0.get() + bytes);
-        }
-        fn received(&self, bytes: u64) {
-            self.1.set(self.1.get() + bytes);
-        }
-    }
 
     #[tokio::test]
     async fn half_close_is_kept_and_every_byte_arrives() {
         let (mut app, near) = tokio::io::duplex(64);
         let (far, mut service) = tokio::io::duplex(64);
-        let (mut near, mut far) = (Stream::Memory(near), Stream::Memory(far));
-        let count = Count::default();
-        let relay = relay(&mut near, &mut far, Bytes::from_static(b"he"), Bytes::from_static(b"hi "), &count);
+        let (mut near, mut far) = (Stream::from(near), Stream::from(far));
+        let relay = relay(&mut near, &mut far, Bytes::from_static(b"he"), Bytes::from_static(b"hi "));
         let client = async {
             app.write_all(b"llo").await.unwrap();
             app.shutdown().await.unwrap();
@@ -173,7 +136,6 @@ mod tests {
         };
         let (moved, answer, request) = tokio::join!(relay, client, server);
         assert_eq!(moved.unwrap(), Moved { sent: 5, received: 1003 });
-        assert_eq!((count.0.get(), count.1.get()), (5, 1003));
         assert_eq!(request, b"hello");
         assert_eq!((&answer[..3], answer.len()), (&b"hi "[..], 1003));
     }

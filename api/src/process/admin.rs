@@ -15,8 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::listen;
 use super::log::LogLevel;
@@ -47,26 +46,11 @@ impl Admin {
     pub async fn serve(self, listener: TcpListener, more: Router) {
         let stop = self.stop.clone();
         let router = self.router(more);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let next = async {
-                let place = places.clone().acquire_owned().await;
-                (place, listener.accept().await)
-            };
-            let (place, accepted) = tokio::select! {
-                biased;
-                () = stop.killed() => return,
-                next = next => next,
-            };
-            let Ok((io, peer)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
+        let serve = |(io, peer): (TcpStream, SocketAddr)| {
             listen::set_options(&io);
             let router = router.clone().layer(Extension(ConnectInfo(peer)));
             let stop = stop.clone();
-            // Not tracked: a scraper's idle connection is no work to wait for.
-            tokio::spawn(async move {
+            async move {
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(READ_TIMEOUT)
@@ -75,9 +59,13 @@ impl Admin {
                     _ = connection => {}
                     () = stop.killed() => {}
                 }
-                drop(place);
-            });
-        }
+            }
+        };
+        // Not tracked: a scraper's idle connection is no work to wait for.
+        let spawn = |connection| {
+            tokio::spawn(connection);
+        };
+        listen::each(MAX_CONNECTIONS, stop.killed(), || listener.accept(), serve, spawn).await;
     }
 
     /// The page; `more` adds paths.

@@ -71,30 +71,19 @@ pub async fn serve(routes: Routes, listener: TcpListener, tls: Option<ServerTls>
 /// The same on a Unix socket, whose file's mode is what protects it.
 pub async fn serve_unix(routes: Routes, listener: UnixListener, stop: Stop) {
     let routes = routes.prepare();
-    let places = Arc::new(tokio::sync::Semaphore::new(MAX_UNIX_CONNECTIONS));
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            biased;
-            () = stop.stopping() => return,
-            next = next => next,
-        };
-        let Ok((io, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let (routes, inner) = (routes.clone(), stop.clone());
-        stop.spawn(async move {
-            let _place = place;
+    let serve = |(io, _)| {
+        let (routes, stop) = (routes.clone(), stop.clone());
+        async move {
             let peer = PeerIdentity { identity: None, address: None };
-            if let Err(error) = serve_connection(routes, io, peer, &inner).await {
+            if let Err(error) = serve_connection(routes, io, peer, &stop).await {
                 tracing::debug!(%error, "connection failed");
             }
-        });
-    }
+        }
+    };
+    let spawn = |connection| {
+        stop.spawn(connection);
+    };
+    listen::each(MAX_UNIX_CONNECTIONS, stop.stopping(), || listener.accept(), serve, spawn).await;
 }
 
 async fn serve_tls(

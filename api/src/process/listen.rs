@@ -1,6 +1,8 @@
 //! Accepts connections: a bounded number at once, each in a tracked task, until the process stops.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,26 +19,47 @@ where
     F: Fn(TcpStream, SocketAddr) -> R,
     R: Future<Output = ()> + Send + 'static,
 {
+    let serve = |(io, peer): (TcpStream, SocketAddr)| {
+        set_options(&io);
+        serve(io, peer)
+    };
+    let spawn = |connection| {
+        stop.spawn(connection);
+    };
+    each(limit, stop.stopping(), || listener.accept(), serve, spawn).await;
+}
+
+/// The loop beneath every listener, until `end`.
+pub(super) async fn each<C, A, R>(
+    limit: usize,
+    end: impl Future<Output = ()>,
+    accept: impl Fn() -> A,
+    serve: impl Fn(C) -> R,
+    spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>),
+) where
+    A: Future<Output = io::Result<C>>,
+    R: Future<Output = ()> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(limit));
+    let mut end = std::pin::pin!(end);
     loop {
         // The place is taken first: a connection that nobody serves is better left in the queue.
         let next = async {
             let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
+            (place, accept().await)
         };
         let (place, accepted) = tokio::select! {
             biased;
-            () = stop.stopping() => return,
+            () = &mut end => return,
             next = next => next,
         };
         match accepted {
-            Ok((io, peer)) => {
-                set_options(&io);
-                let connection = serve(io, peer);
-                stop.spawn(async move {
+            Ok(accepted) => {
+                let connection = serve(accepted);
+                spawn(Box::pin(async move {
                     connection.await;
                     drop(place);
-                });
+                }));
             }
             Err(error) => {
                 // Out of files, or the peer is gone already; the former needs a moment.
@@ -56,3 +79,43 @@ pub fn set_options(io: &TcpStream) {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn serves_at_most_so_many_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, gate) = (Stop::new(), Arc::new(Semaphore::new(0)));
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (done, mut finished) = mpsc::channel(8);
+        let (accepting, gated, highest) = (stop.clone(), gate.clone(), most.clone());
+        stop.spawn(async move {
+            accept(listener, 2, &accepting, |_io, _peer| {
+                let (gate, running, most, done) = (gated.clone(), running.clone(), highest.clone(), done.clone());
+                async move {
+                    most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                    let _ = gate.acquire().await.map(|permit| permit.forget());
+                    running.fetch_sub(1, SeqCst);
+                    let _ = done.send(()).await;
+                }
+            })
+            .await;
+        });
+        let mut clients = Vec::new();
+        for _ in 0..5 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        for _ in 0..5 {
+            gate.add_permits(1);
+            finished.recv().await.unwrap();
+        }
+        assert_eq!(most.load(SeqCst), 2);
+        stop.stop();
+        assert!(stop.wait(Duration::from_secs(5)).await);
+    }
+}

@@ -178,6 +178,23 @@ fn a_stream_that_nobody_reads_does_not_hold_up_others() {
 }
 
 #[test]
+fn whole_contents_that_nobody_reads_give_their_window_back() {
+    run(async {
+        let small = Config { connection_window: 65_535, ..Config::default() };
+        let (client, _end, accept, _) = pair(small.clone(), small);
+        serve_echo(accept);
+        for _ in 0..20 {
+            let mut stream = client.open(&post("/"), false).unwrap();
+            stream.send_data(pattern(20_000), true).unwrap();
+            while client.active() > 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(stream);
+        }
+    });
+}
+
+#[test]
 fn capacity_waits_for_the_window() {
     run(async {
         let (client, _end, mut accept, _) =

@@ -5,11 +5,10 @@
 use super::transport::{Header, Session};
 use crate::error::Error;
 use crate::net::{self, Stream};
-use gossamer_api::defaults::HANDSHAKE_TIMEOUT;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::keys::ALPN_TRANSPORT;
-use gossamer_api::process::tls::Credentials;
-use rustls_pki_types::ServerName;
+use gossamer_api::process::grpc::usable;
+use gossamer_api::process::tls::{self, Credentials};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,27 +30,21 @@ pub struct Connector {
 impl Connector {
     /// Connects to an endpoint for a session (`None`: bytes).
     pub async fn connect(&self, endpoint: &Endpoint, session: Option<Session>) -> Result<Stream, Error> {
-        let Some(tls) = &endpoint.tls else {
-            return Ok(Stream::Tcp(self.dial(endpoint.addr).await?));
+        let Some(expected) = &endpoint.tls else {
+            return Ok(self.dial(endpoint.addr).await?.into());
         };
-        let credentials = self.credentials.borrow().clone().ok_or(Error::NoIdentity)?;
+        let credentials = usable(&self.credentials).ok_or(Error::NoIdentity)?;
         let port = endpoint.transport_port.unwrap_or(endpoint.addr.port());
         let addr = SocketAddr::new(endpoint.addr.ip(), port);
-        let name = ServerName::try_from(tls.server_name.as_str().to_string())
-            .map_err(|_| Error::WrongIdentity(addr, tls.server_name.to_string()))?;
         let io = self.dial(addr).await?;
-        let connector = tokio_rustls::TlsConnector::from(credentials.client_config(&[ALPN_TRANSPORT]));
-        let mut io = match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, io)).await {
-            Ok(Ok(io)) => Box::new(io),
-            Ok(Err(error)) => return Err(handshake_error(addr, tls.server_name.as_str(), &error)),
-            Err(_) => return Err(Error::Handshake(addr, "no answer in time".into())),
-        };
+        let connect = tls::connect(credentials.client_config(&[ALPN_TRANSPORT]), &expected.server_name, io);
+        let mut io = connect.await.map_err(|error| handshake_error(addr, expected.server_name.as_str(), &error))?;
         if io.get_ref().1.alpn_protocol() == Some(ALPN_TRANSPORT) {
             let (name, target) = alternate(endpoint);
             let header = Header { port: target, name, session };
             io.write_all(&header.encode()).await.map_err(|error| Error::Connect(addr, error.kind()))?;
         }
-        Ok(Stream::Client(io))
+        Ok(io.into())
     }
 
     async fn dial(&self, addr: SocketAddr) -> Result<tokio::net::TcpStream, Error> {

@@ -101,7 +101,8 @@ impl std::ops::Deref for Pick {
 impl Pick {
     pub(super) fn new(endpoint: Rc<Endpoint>, now: Instant) -> Self {
         endpoint.ewma.begin();
-        let admission = endpoint.breaker.borrow_mut().as_mut().map(|breaker| breaker.admit(now).unwrap_or(Admission::Anyway));
+        let admission =
+            endpoint.breaker.borrow_mut().as_mut().map(|breaker| breaker.admit(now).unwrap_or(Admission::Anyway));
         Pick { endpoint, admission: Cell::new(admission), started: now }
     }
 

@@ -3,11 +3,12 @@
 use super::connect::Connector;
 use super::transport::Session;
 use crate::error::Error;
+use crate::metrics::TcpMetrics;
 use crate::net::Stream;
 use gossamer_api::defaults;
 use gossamer_api::endpoint::{Endpoint, Http2Params};
 use gossamer_engine::{h1, h2};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub struct Pool {
     connector: Rc<Connector>,
     idle: RefCell<Vec<(h1::Client<Stream>, Instant)>>,
     shared: RefCell<Shared>,
+    meter: OnceCell<Arc<TcpMetrics>>,
 }
 
 /// The connection that HTTP/2 requests share.
@@ -33,12 +35,31 @@ enum Shared {
 impl Pool {
     /// No connection yet.
     pub fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>) -> Self {
-        Pool { endpoint, connector, idle: RefCell::default(), shared: RefCell::new(Shared::None) }
+        Pool {
+            endpoint,
+            connector,
+            idle: RefCell::default(),
+            shared: RefCell::new(Shared::None),
+            meter: OnceCell::new(),
+        }
+    }
+
+    /// Counts connections here from now on.
+    pub fn measure(&self, meter: Arc<TcpMetrics>) {
+        let _ = self.meter.set(meter);
+    }
+
+    async fn connect(&self, session: Option<Session>) -> Result<Stream, Error> {
+        let mut io = self.connector.connect(&self.endpoint, session).await?;
+        if let Some(meter) = self.meter.get() {
+            io.measure(meter.open(), 0);
+        }
+        Ok(io)
     }
 
     /// A connection for bytes.
     pub async fn bytes(&self) -> Result<Stream, Error> {
-        self.connector.connect(&self.endpoint, None).await
+        self.connect(None).await
     }
 
     /// An idle HTTP/1 connection that the endpoint has not closed, or a new one. True: it was used before.
@@ -46,7 +67,7 @@ impl Pool {
         if let Some(idle) = self.take_idle() {
             return Ok((idle, true));
         }
-        let io = self.connector.connect(&self.endpoint, Some(Session::Http1)).await?;
+        let io = self.connect(Some(Session::Http1)).await?;
         Ok((h1::Client::new(io, limits()), false))
     }
 
@@ -108,10 +129,15 @@ impl Pool {
 
     fn start(&self) -> watch::Receiver<Option<Result<h2::Client, Error>>> {
         let (sender, receiver) = watch::channel(None);
-        let (endpoint, connector) = (self.endpoint.clone(), self.connector.clone());
+        let (endpoint, connector, meter) = (self.endpoint.clone(), self.connector.clone(), self.meter.get().cloned());
         tokio::task::spawn_local(async move {
             let io = match connector.connect(&endpoint, Some(Session::Http2)).await {
-                Ok(io) => io,
+                Ok(mut io) => {
+                    if let Some(meter) = meter {
+                        io.measure(meter.open(), 0);
+                    }
+                    io
+                }
                 Err(error) => {
                     let _ = sender.send(Some(Err(error)));
                     return;

@@ -109,10 +109,7 @@ fn complain<T>(link: &Link, state: &watch::Sender<Discovered<T>>, when: impl Fn(
 /// The service has no answer and would have none a moment later. Source: linkerd2-proxy (policy/api.rs); its inbound side
 /// goes on asking after `NOT_FOUND`, which ours does as well, only less often.
 fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented
-    )
+    matches!(status.code(), Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented)
 }
 
 /// Only `NOT_FOUND` says that something is gone; the others say that the question is not understood, which is no

@@ -55,10 +55,10 @@ pub(super) struct Lease {
 impl Link {
     /// With an identity, mutual TLS under `credentials`; without one, plaintext.
     pub(super) fn new(name: &'static str, service: &Service, credentials: CredentialsWatch) -> Self {
-        let tls = service.identity.clone().map(|server| ClientTls {
-            server,
-            client: ClientIdentity::Credentials(credentials.clone()),
-        });
+        let tls = service
+            .identity
+            .clone()
+            .map(|server| ClientTls { server, client: ClientIdentity::Credentials(credentials.clone()) });
         Link {
             name,
             address: service.addr.clone(),

@@ -297,6 +297,7 @@ async fn an_unreachable_control_plane_fails_new_targets_within_a_second() {
     let failed = reason(&mut control.endpoints("web.demo:80")).await;
     assert!(failed.contains("refused") && failed.contains(&addr.to_string()), "{failed}");
     assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    drop(control);
     // No plaintext and no attempt where a certificate is needed and there is none.
     let identity = Some("dst.mesh.serviceaccount.identity.mesh.cluster.local".parse().unwrap());
     let service = Some(Service { addr: addr.to_string(), identity });

@@ -174,9 +174,7 @@ pub async fn before<T>(
 ) -> Result<T, Failed> {
     match deadline {
         None => work.await,
-        Some((at, limit)) => {
-            Box::pin(timeout_at(at, work)).await.unwrap_or_else(|_| Err(Failed::timeout(name, limit)))
-        }
+        Some((at, limit)) => Box::pin(timeout_at(at, work)).await.unwrap_or_else(|_| Err(Failed::timeout(name, limit))),
     }
 }
 

@@ -136,7 +136,11 @@ mod tests {
 
     #[test]
     fn a_client_cannot_remove_identity_or_framing_by_naming_them() {
-        let mut h = headers(&[("connection", "l5d-client-id, content-length"), ("content-length", "3"), ("l5d-client-id", "x")]);
+        let mut h = headers(&[
+            ("connection", "l5d-client-id, content-length"),
+            ("content-length", "3"),
+            ("l5d-client-id", "x"),
+        ]);
         strip(&mut h);
         assert_eq!(names(&h), ["content-length", "l5d-client-id"]);
     }
@@ -164,7 +168,10 @@ mod tests {
 
     #[test]
     fn only_a_named_upgrade_is_one() {
-        assert_eq!(upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])), Some(b"websocket".to_vec()));
+        assert_eq!(
+            upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])),
+            Some(b"websocket".to_vec())
+        );
         assert_eq!(upgrade(&headers(&[("upgrade", "websocket")])), None);
         assert_eq!(upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "h2c")])), None);
     }

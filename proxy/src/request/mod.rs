@@ -94,7 +94,8 @@ async fn forward(
         head.headers.append("connection", "upgrade");
         head.headers.append("upgrade", protocol);
     }
-    let decider = Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
+    let decider =
+        Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
     let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
@@ -148,7 +149,7 @@ async fn forward(
     if headers::response(&mut response) {
         pick.pool.close();
     }
-    respond_with(conn, &rule, head, &mut response, &up, down, record)?;
+    respond_with(&rule, head, &mut response, &up, down, record)?;
     let switched = response.status == 101 || (head.method == Method::CONNECT && (200..300).contains(&response.status));
     if switched && let Downstream::H1(server) = down {
         server.flush().await.map_err(Error::of_client)?;
@@ -159,7 +160,7 @@ async fn forward(
     }
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
-    record.finish(&pick, streamed, body.bytes);
+    record.finish(&pick, streamed);
     if let Upstream::H1(client, _) = up
         && complete
     {
@@ -203,11 +204,14 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
     };
     record.matched(&rule);
     apply(&rule.filters, head, &found)?;
-    record.admitted(head);
     Ok(rule)
 }
 
-fn apply(filters: &[gossamer_api::policy::Filter], head: &mut RequestHead, found: &crate::policy::route::Found) -> Result<(), Error> {
+fn apply(
+    filters: &[gossamer_api::policy::Filter],
+    head: &mut RequestHead,
+    found: &crate::policy::route::Found,
+) -> Result<(), Error> {
     if filters.is_empty() {
         return Ok(());
     }
@@ -263,7 +267,7 @@ async fn attempt(
         None => balancer.ready(tried).await.map_err(early)?,
     };
     require_identity(head, &pick).map_err(early)?;
-    record.attempt(conn, balancer, &pick);
+    record.attempt(balancer, &pick, head);
     let fail = |error: Error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
     let mut up = match open(&pick, head, length, tunnel).await {
         Ok(up) => {
@@ -345,7 +349,6 @@ async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool)
 
 /// Sends the response's head to the client.
 fn respond_with(
-    conn: &Connection,
     rule: &Rc<Rule>,
     head: &RequestHead,
     response: &mut ResponseHead,
@@ -357,8 +360,10 @@ fn respond_with(
         filter::apply_response(&rule.filters, response);
     }
     if record.was_upgraded {
-        response.headers.append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
+        response
+            .headers
+            .append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
     }
-    record.responded(conn, response);
+    record.responded(response);
     down.send_response(response, up.length(response)).map_err(Error::of_client)
 }

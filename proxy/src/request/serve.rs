@@ -3,7 +3,7 @@
 use super::ends::Downstream;
 use super::{After, Connection, handle};
 use crate::error::Error;
-use crate::net::{self, Stream};
+use crate::net::Stream;
 use crate::record::Record;
 use crate::{balance::pool, request::respond, tcp};
 use bytes::Bytes;
@@ -44,10 +44,10 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
             After::Ready => {}
             After::Abort => {
                 let (io, _) = server.into_parts();
-                io.tcp().inspect(|socket| net::reset_on_close(socket));
+                io.reset_on_close();
                 return;
             }
-            After::Tunnel(client) => return tunnel(&conn, server, *client).await,
+            After::Tunnel(client) => return tunnel(server, *client).await,
         }
         if server.flush().await.is_err() || !server.keep_alive() {
             break;
@@ -57,11 +57,10 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
 }
 
 /// After a 101 or a CONNECT: bytes both ways.
-async fn tunnel(conn: &Connection, server: h1::Server<Stream>, client: h1::Client<Stream>) {
+async fn tunnel(server: h1::Server<Stream>, client: h1::Client<Stream>) {
     let (mut near, first) = server.into_parts();
     let (mut far, greeting) = client.into_parts();
-    let watch = conn.metrics.tcp(conn);
-    let _ = tcp::relay(&mut near, &mut far, first, greeting, &*watch).await;
+    let _ = tcp::relay(&mut near, &mut far, first, greeting).await;
 }
 
 /// HTTP/2 until either side closes. Draining: GOAWAY, and the connection ends after the streams in flight.

@@ -130,3 +130,17 @@ async fn an_unreachable_server_says_so() {
     let error = ask(&mut client, "").await.unwrap_err();
     assert!(error.contains("no.such.host.invalid"), "{error}");
 }
+
+#[tokio::test]
+async fn serves_on_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let none = || Arc::new(tokio::sync::Semaphore::new(0));
+    let routes = Routes::new(IdentityServer::new(Mirror { gate: none(), asked: none() }));
+    let stop = Stop::new();
+    stop.spawn(serve_unix(routes, UnixListener::bind(&path).unwrap(), stop.clone()));
+    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
+    assert_eq!(ask(&mut IdentityClient::new(endpoint.connect_lazy()), "").await.unwrap(), "");
+    stop.stop();
+    assert!(stop.wait(Duration::from_secs(5)).await);
+}

@@ -19,10 +19,11 @@ use super::frame;
 use super::stream::Shared;
 use crate::error::Error;
 
-/// What one read asks for: two TLS records.
-const READ: usize = 32 * 1024;
+/// What one read asks for: four TLS records. Against two, large contents over TCP cost a quarter less CPU. More would
+/// let a chunk of a few KiB, which is a slice of this buffer, hold more memory than it has bytes.
+const READ: usize = 64 * 1024;
 /// What one turn reads before others have theirs.
-const READ_PER_TURN: usize = 8 * READ;
+const READ_PER_TURN: usize = 4 * READ;
 /// Slices per write.
 const SLICES: usize = 32;
 /// After the last frame, how long and how much to wait for the peer to close: closing first, with bytes unread, would

@@ -1,7 +1,8 @@
 //! Handles: `Stream` for one exchange, `Client` to open streams, `Accept` to take them.
 //!
 //! A handle refers to its connection and finds its state by a slot's number. Nothing here waits by itself; every
-//! `poll_` registers the task for what it asks about.
+//! `poll_` registers the task for what it asks about, one task per question. Cancel safety: a future that is dropped
+//! has taken nothing.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -141,6 +142,12 @@ pub struct Stream {
     pub(super) shared: Shared,
     pub(super) key: u32,
     pub(super) id: u32,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Stream {

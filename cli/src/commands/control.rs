@@ -1,0 +1,66 @@
+//! `meshctl control`.
+
+use crate::demo::app;
+use crate::error::{CommandError, Context, Result};
+use crate::node::Node;
+use crate::output::paint_err;
+use crate::plane::Plane;
+use crate::sandbox::state::{self, State};
+use gossamer_api::process::log::{self, Format};
+use gossamer_api::process::stop::Stop;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Run the control plane of a mesh on this machine
+///
+/// `meshctl run` starts one by itself when it needs it. Start it by hand to keep it, or to give it a folder of objects:
+/// the same YAML as on Kubernetes (Service, HTTPRoute, AuthorizationPolicy …), read again whenever it changes.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  meshctl control --objects ./mesh")]
+pub struct Args {
+    /// The mesh's name
+    #[arg(long, env = "MESHCTL_MESH", default_value = state::DEFAULT)]
+    mesh: String,
+    /// A folder of YAML objects to watch
+    #[arg(long, value_name = "DIR")]
+    objects: Option<PathBuf>,
+    /// What it logs, as RUST_LOG
+    #[arg(long, default_value = "warn,gossamer=info")]
+    log_level: String,
+    /// End when there has been no workload for this long
+    #[arg(long, value_parser = app::duration, hide = true)]
+    idle: Option<Duration>,
+}
+
+/// What is in flight when it is told to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Runs it until a signal.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    log::init(Format::Plain, &args.log_level).context("--log-level")?;
+    let Some(state) = State::take(&args.mesh)? else {
+        return Err(CommandError::failed(format!("a mesh called {:?} runs already", args.mesh))
+            .hint("give this one another name with --mesh"));
+    };
+    let stop = Stop::new();
+    stop.on_signals().context("signal handlers")?;
+    let plane = Plane::prepare(args.objects, stop.clone())?;
+    let node = Node::start(state, plane.resolver()).await?;
+    plane.serve(&node).await?;
+    node.publish()?;
+    eprintln!("{} {:?} is ready", paint_err("mesh:", "1;32"), args.mesh);
+    let idle = async {
+        match args.idle {
+            Some(patience) => plane.idle(patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop.stopping() => {}
+        () = idle => {}
+    }
+    stop.stop();
+    stop.wait(GRACE).await;
+    Ok(ExitCode::SUCCESS)
+}

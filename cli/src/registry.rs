@@ -1,0 +1,89 @@
+//! The registry on the mesh's Unix socket: who registers, and for how long; who is there. The socket's folder lets only
+//! its owner in, which is all the authentication there is.
+//!
+//! **Invariant:** a workload is registered exactly as long as its stream is open, so that a killed one is gone at once.
+
+use crate::error::{CommandError, Context, Result};
+use crate::plane::Plane;
+use crate::sandbox::state::Mesh;
+use futures_util::{Stream, StreamExt, stream};
+use gossamer_api::process::grpc;
+use gossamer_api::process::stop::Stop;
+use gossamer_api::wire::mesh::registry_client::RegistryClient;
+use gossamer_api::wire::mesh::registry_server::{self, RegistryServer};
+use gossamer_api::wire::mesh::{ListWorkloads, RegisterWorkload, Registered, WorkloadInfo, Workloads};
+use hyper_util::rt::TokioIo;
+use std::future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use tokio::net::{UnixListener, UnixStream};
+use tonic::service::Routes;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+/// Serves it until `stop`.
+pub fn serve(plane: Plane, socket: PathBuf, stop: Stop) -> Result<()> {
+    let listener = UnixListener::bind(&socket).context(format!("the mesh's socket {}", socket.display()))?;
+    let routes = Routes::new(RegistryServer::new(Service(plane)));
+    stop.clone().spawn(grpc::serve_unix(routes, listener, stop));
+    Ok(())
+}
+
+struct Service(Plane);
+
+#[tonic::async_trait]
+impl registry_server::Registry for Service {
+    type RegisterStream = Pin<Box<dyn Stream<Item = Result<Registered, Status>> + Send>>;
+
+    async fn register(&self, request: Request<RegisterWorkload>) -> Result<Response<Self::RegisterStream>, Status> {
+        let registered = self.0.register(request.into_inner());
+        let (registered, lease) = registered.map_err(|error| Status::failed_precondition(error.message))?;
+        let once = stream::once(future::ready(Ok(registered)));
+        // The lease goes with the stream.
+        let hold = stream::once(async move {
+            let _lease = lease;
+            future::pending().await
+        });
+        Ok(Response::new(once.chain(hold).boxed()))
+    }
+
+    async fn list(&self, _: Request<ListWorkloads>) -> Result<Response<Workloads>, Status> {
+        Ok(Response::new(Workloads { workloads: self.0.workloads() }))
+    }
+}
+
+/// The registry of a mesh on this machine, from another process.
+pub struct Client(RegistryClient<Channel>);
+
+/// Registered for as long as this lives.
+pub struct Lease(#[expect(dead_code, reason = "held, not read")] tonic::Streaming<Registered>);
+
+impl Client {
+    /// Connects to the mesh's socket.
+    pub async fn connect(mesh: &Mesh) -> Result<Client> {
+        let socket = mesh.socket.clone();
+        let connect = tower::service_fn(move |_: http::Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        // The address is not used.
+        let endpoint = Endpoint::from_static("http://mesh");
+        let channel = endpoint.connect_with_connector(connect).await.context(format!("mesh {:?}", mesh.name))?;
+        Ok(Client(RegistryClient::new(channel)))
+    }
+
+    /// Registers a workload.
+    pub async fn register(&mut self, workload: RegisterWorkload) -> Result<(Registered, Lease)> {
+        let refused = |status: Status| CommandError::failed(status.message());
+        let mut stream = self.0.register(workload).await.map_err(refused)?.into_inner();
+        let first = stream.message().await.map_err(refused)?;
+        let registered = first.ok_or_else(|| CommandError::failed("the mesh is ending"))?;
+        Ok((registered, Lease(stream)))
+    }
+
+    /// Everything registered, by name.
+    pub async fn list(&mut self) -> Result<Vec<WorkloadInfo>> {
+        let answer = self.0.list(ListWorkloads {}).await.map_err(|s| CommandError::failed(s.message()))?;
+        Ok(answer.into_inner().workloads)
+    }
+}
