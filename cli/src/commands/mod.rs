@@ -1,14 +1,23 @@
 //! The commands, one file each: the doc comment is the help, `Args` the contract, `run` does it.
 
+pub mod check;
 pub mod completion;
 pub mod control;
 pub mod demo;
+pub mod edges;
+pub mod identity;
 pub mod proxy;
 pub mod run;
+pub mod stat;
+pub mod tap;
+pub mod top;
 pub mod version;
+pub mod why;
 
+use crate::connect::Scope;
 use crate::error::{Context, Result};
 use crate::sandbox::enter::{self, Entered, Network};
+use crate::sandbox::state::Mesh;
 use clap::{Parser, Subcommand};
 use std::future::Future;
 use std::process::ExitCode;
@@ -33,6 +42,13 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
+    Stat(stat::Args),
+    Top(top::Args),
+    Tap(tap::Args),
+    Edges(edges::Args),
+    Identity(identity::Args),
+    Check(check::Args),
+    Why(why::Args),
     Completion(completion::Args),
     Version(version::Args),
     #[command(hide = true)]
@@ -50,6 +66,14 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             inside(Network::Of(mesh.pid), || run::run(args, mesh))
         }
         Command::Control(args) => inside(Network::New, || control::run(args)),
+        Command::Stat(args) => beside(args.scope.clone(), |mesh| stat::run(args, mesh)),
+        Command::Top(args) => beside(args.scope.clone(), |mesh| top::run(args, mesh)),
+        Command::Tap(args) => beside(args.scope.clone(), |mesh| tap::run(args, mesh)),
+        Command::Edges(args) => beside(args.scope.clone(), |mesh| edges::run(args, mesh)),
+        Command::Identity(args) => beside(args.scope.clone(), |mesh| identity::run(args, mesh)),
+        Command::Check(args) if args.inside => inside(Network::New, check::try_inside),
+        Command::Check(args) => check::run(args),
+        Command::Why(args) => why::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),
@@ -63,6 +87,12 @@ fn inside<F: Future<Output = Result<ExitCode>>>(network: Network, command: impl 
         Entered::Inside => block_on(command()),
         Entered::Ended(code) => Ok(code),
     }
+}
+
+/// Runs a command in the network of a mesh that is there.
+fn beside<F: Future<Output = Result<ExitCode>>>(scope: Scope, command: impl FnOnce(Mesh) -> F) -> Result<ExitCode> {
+    let mesh = scope.join()?;
+    block_on(command(mesh))
 }
 
 fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
