@@ -2,10 +2,10 @@
 //! or a linkerd2-proxy.
 
 use crate::demo::app;
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, Result, causes};
+use crate::registry;
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{StreamExt, future};
-use gossamer_api::process::grpc::Connector;
 use gossamer_api::wire::mesh::WorkloadInfo;
 use linkerd2_proxy_api::http_types::{HttpMethod, Scheme, http_method, scheme};
 use linkerd2_proxy_api::net::{TcpAddress, ip_address::Ip};
@@ -53,8 +53,9 @@ pub async fn open(workloads: &[WorkloadInfo], filter: &Filter, headers: bool) ->
         let max = filter.max_rps;
         async move {
             request.metadata_mut().insert(gossamer_proxy::tap::MAX_RPS, max.into());
-            let mut client = TapClient::new(Connector::new(&workload.tap, None).channel());
-            let answer = client.observe(request).await;
+            let channel = registry::unix_channel(workload.tap.clone().into()).await;
+            let channel = channel.map_err(|error| format!("{}: {}", workload.replica, causes(&error)))?;
+            let answer = TapClient::new(channel).observe(request).await;
             let stream = answer.map_err(|status| format!("{}: {}", workload.replica, status.message()))?.into_inner();
             let events = stream.filter_map(|event| future::ready(event.ok())).map(move |event| (index, event));
             Ok::<Events, String>(events.boxed())

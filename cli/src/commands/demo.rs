@@ -5,7 +5,7 @@ use crate::error::{CommandError, Context, Result, causes};
 use crate::node::Node;
 use crate::output::{Format, paint, paint_err};
 use crate::plane::{Directory, Lease, Plane};
-use crate::replica::{Replica, Words, terminate};
+use crate::replica::{Replica, Words, tap_socket, terminate};
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::state::State;
 use crate::scrape::{self, Golden};
@@ -116,15 +116,16 @@ impl Demo {
         let what = if args.unmeshed { "workloads" } else { "workloads, each with its proxy" };
         progress(&format!("starting {} {what}", wanted.len()));
         let start = wanted.into_iter().map(|(service, arguments, registered)| {
-            let (resolv, logs) = (resolv.clone(), logs.clone());
+            let (resolv, logs, folder) = (resolv.clone(), logs.clone(), node.state.file(""));
             async move {
                 let mut replica = Replica::new(service.name, &registered, resolv).await?;
                 let log = |kind: &str| Words::File(logs.join(format!("{}{kind}.log", registered.replica)));
                 if !args.unmeshed {
                     replica.start_proxy(&registered, log("-proxy")).await?;
+                    replica.serve_tap(tap_socket(&folder, services::NAMESPACE, &registered.replica))?;
                 }
                 let mut command = Command::new("/proc/self/exe");
-                command.arg("demo-app").args(arguments).envs(service.env.iter().cloned());
+                command.arg0("meshctl").arg("demo-app").args(arguments).envs(service.env.iter().cloned());
                 let app = replica.start(command, log("")).await?;
                 if let Some(port) = service.port {
                     replica.listening(port).await?;

@@ -3,7 +3,7 @@
 use crate::error::{CommandError, Context, Result};
 use crate::output::paint_err;
 use crate::registry::{Client, Lease};
-use crate::replica::{Replica, Words, signal as send, terminate};
+use crate::replica::{Replica, Words, signal as send, tap_socket, terminate};
 use crate::sandbox::dns;
 use crate::sandbox::network;
 use crate::sandbox::state::{self, Mesh};
@@ -110,7 +110,7 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
     }
     let resolv = resolv_conf(&args.namespace)?;
     let starts =
-        registered.into_iter().map(|(registered, lease)| start(&args, registered, lease, resolv.path().into()));
+        registered.into_iter().map(|(registered, lease)| start(&args, &mesh, registered, lease, resolv.path().into()));
     let mut running = tokio::select! {
         running = try_join_all(starts) => running?,
         signal = signals.next() => return Ok(ExitCode::from(128 + signal as u8)),
@@ -128,9 +128,18 @@ struct Running {
     _lease: Lease,
 }
 
-async fn start(args: &Args, registered: Registered, lease: Lease, resolv_conf: PathBuf) -> Result<Running> {
+async fn start(
+    args: &Args,
+    mesh: &Mesh,
+    registered: Registered,
+    lease: Lease,
+    resolv_conf: PathBuf,
+) -> Result<Running> {
     let mut replica = Replica::new(&args.name, &registered, resolv_conf).await?;
     replica.start_proxy(&registered, Words::Terminal).await?;
+    if let Some(folder) = mesh.socket.parent() {
+        replica.serve_tap(tap_socket(folder, &args.namespace, &registered.replica))?;
+    }
     let (program, arguments) = args.command.split_first().ok_or_else(|| CommandError::usage("no program"))?;
     let mut command = Command::new(program);
     command.args(arguments).envs(args.env.iter().cloned());

@@ -24,9 +24,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let text = args.code.join(" ").to_ascii_lowercase();
     let found: Vec<_> = REASONS.iter().filter(|(code, ..)| text.is_empty() || is_code(&text, code)).collect();
     if found.is_empty() {
-        let close = REASONS.iter().find(|(code, what, _)| {
-            text.split(['-', ' ']).any(|word| word.len() > 3 && (code.contains(word) || what.contains(word)))
-        });
+        let start: String = text.chars().take(3).collect();
+        let close = REASONS
+            .iter()
+            .find(|(code, what, _)| code.starts_with(&start) || what.to_ascii_lowercase().contains(&text));
         let error = CommandError::failed(format!("no reason has the code {text:?}"));
         return Err(match close {
             Some((code, ..)) => error.hint(format!("did you mean {code}?")),
