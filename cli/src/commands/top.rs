@@ -95,6 +95,9 @@ const HEAD: [&str; 9] = ["SOURCE", "DESTINATION", "METHOD", "PATH", "COUNT", "BE
 /// Source, destination, method, path.
 type Call = (String, String, String, String);
 
+/// A stream's number is its proxy's own; the source's address and the direction make it unique.
+type Key = (Option<SocketAddr>, i32, u32, u64);
+
 #[derive(Default)]
 struct Seen {
     count: u64,
@@ -109,8 +112,8 @@ struct Board {
     names: HashMap<std::net::IpAddr, String>,
     outbound_only: bool,
     hide_sources: bool,
-    // A stream's number is its proxy's own; the source's address and direction make it unique.
-    pending: HashMap<(Option<SocketAddr>, i32, u32, u64), (Call, bool)>,
+    /// What is in flight, and whether it has succeeded so far.
+    pending: HashMap<Key, (Call, bool)>,
     calls: BTreeMap<Call, Seen>,
     by_worst: bool,
 }
@@ -253,7 +256,9 @@ impl Screen {
         loop {
             tokio::select! {
                 () = &mut over => return Ok(()),
-                _ = frames.tick() => drop(self.terminal.draw(|frame| draw(frame, board)).context("the terminal")?),
+                _ = frames.tick() => {
+                    self.terminal.draw(|frame| draw(frame, board)).context("the terminal")?;
+                }
                 key = self.keys.recv() => match key.map(|key| (key.code, key.modifiers)) {
                     Some((KeyCode::Char('s'), _)) => board.by_worst = !board.by_worst,
                     Some((KeyCode::Char('q') | KeyCode::Esc, _)) | None => return Ok(()),
