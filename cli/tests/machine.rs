@@ -114,18 +114,16 @@ fn a_program_is_reached_by_its_name_and_its_exit_code_is_kept() {
     }
     let state = state();
     let client =
-        |script: &str| meshctl(state.path()).args(["run", "client", "--", "sh", "-c", script]).output().unwrap();
+        |script: &str| meshctl(state.path()).args(["run", "client", "--", "bash", "-c", script]).output().unwrap();
     assert_eq!(client("exit 7").status.code(), Some(7));
     assert_eq!(client("kill -9 $$").status.code(), Some(137));
 
-    // Any program: here one that answers every connection with a line.
-    let greet = "while true; do echo hello | nc -l -p 7000 -q 0 || exit 1; done";
-    let Ok(_) = Command::new("nc").arg("-h").output() else { return eprintln!("skipped the rest: there is no nc") };
-    let mut server =
-        Running::start(meshctl(state.path()).args(["run", "greeter", "--port", "7000", "--", "sh", "-c", greet]));
+    // Any program; this one greets every client, on a port that says nothing about its protocol.
+    let program = ["run", "greeter", "--port", "7070", "--", env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"];
+    let mut server = Running::start(meshctl(state.path()).args(program));
     eventually("the greeter greets", || {
         assert!(server.0.try_wait().unwrap().is_none(), "the greeter has ended");
-        text(&client("nc -w 2 greeter 7000 </dev/null")).contains("hello")
+        text(&client("exec 3<>/dev/tcp/greeter/7070 && timeout 2 head -1 <&3")).contains("LEDGER ready")
     });
     let edges = meshctl(state.path()).args(["edges", "-o", "json"]).output().unwrap();
     assert!(text(&edges).contains("\"secured\": true"), "{}", text(&edges));

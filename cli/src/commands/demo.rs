@@ -232,9 +232,10 @@ impl Demo {
         let table = view::rows(&self.rows(then, now), args.output, false);
         let mesh = &self.node.state.name;
         let mesh = if mesh == "demo" { String::new() } else { format!(" --mesh {mesh}") };
-        let next = format!("In another terminal: meshctl stat{mesh} · meshctl top{mesh} · meshctl tap{mesh} web");
-        let what = if self.meshed { "the last 10 s" } else { "the last 10 s, without the mesh" };
-        format!("\n{table}\n{}\n", paint(format!("{what}. {next}. Ctrl-C ends the demo."), "2"))
+        let what = if self.meshed { "The last 10 s." } else { "The last 10 s, without the mesh." };
+        // No line is longer than 80 columns: a wrapped one could not be drawn over.
+        let next = format!("Elsewhere: meshctl stat{mesh}, top{mesh}, tap{mesh} web, edges{mesh}");
+        format!("\n{table}\n{}\n{}\n", paint(format!("{what} Ctrl-C ends the demo."), "2"), paint(next, "2"))
     }
 
     fn summary(&self, args: &Args, (first, last): &(Scraped, Scraped)) -> ExitCode {
