@@ -16,7 +16,7 @@ pub mod why;
 
 use crate::connect::Scope;
 use crate::error::{Context, Result};
-use crate::sandbox::enter::{self, Entered, Network};
+use crate::sandbox::enter::{self, Beside, Entered, Network};
 use crate::sandbox::state::Mesh;
 use clap::{Parser, Subcommand};
 use std::future::Future;
@@ -60,18 +60,19 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Demo(args) => inside(Network::New, || demo::run(args)),
+        Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;
-            inside(Network::Of(mesh.pid), || run::run(args, mesh))
+            let published = run::publish(&args, &mesh)?;
+            inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
-        Command::Control(args) => inside(Network::New, || control::run(args)),
+        Command::Control(args) => inside(Network::New, None, || control::run(args)),
         Command::Stat(args) => beside(args.scope.clone(), |mesh| stat::run(args, mesh)),
         Command::Top(args) => beside(args.scope.clone(), |mesh| top::run(args, mesh)),
         Command::Tap(args) => beside(args.scope.clone(), |mesh| tap::run(args, mesh)),
         Command::Edges(args) => beside(args.scope.clone(), |mesh| edges::run(args, mesh)),
         Command::Identity(args) => beside(args.scope.clone(), |mesh| identity::run(args, mesh)),
-        Command::Check(args) if args.inside => inside(Network::New, check::try_inside),
+        Command::Check(args) if args.inside => inside(Network::New, None, check::try_inside),
         Command::Check(args) => check::run(args),
         Command::Why(args) => why::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
@@ -82,8 +83,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 /// Runs a command within a private network; outside of it, waits for that.
-fn inside<F: Future<Output = Result<ExitCode>>>(network: Network, command: impl FnOnce() -> F) -> Result<ExitCode> {
-    match enter::enter(network)? {
+fn inside<F: Future<Output = Result<ExitCode>>>(
+    network: Network,
+    beside: Option<Beside>,
+    command: impl FnOnce() -> F,
+) -> Result<ExitCode> {
+    match enter::enter(network, beside)? {
         Entered::Inside => block_on(command()),
         Entered::Ended(code) => Ok(code),
     }

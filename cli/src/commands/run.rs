@@ -5,7 +5,9 @@ use crate::output::paint_err;
 use crate::registry::{Client, Lease};
 use crate::replica::{Replica, Words, signal as send, tap_socket, terminate};
 use crate::sandbox::dns;
+use crate::sandbox::enter::{self, Beside};
 use crate::sandbox::network;
+use crate::sandbox::publish::{self, Publish};
 use crate::sandbox::state::{self, Mesh};
 use futures_util::future::{join_all, try_join_all};
 use gossamer_api::defaults;
@@ -27,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl run web --port 8080 -- python3 -m http.server 8080
+  meshctl run web --port 8080 --publish 8080 -- ./server     and curl localhost:8080
   meshctl run client -- curl -s http://web:8080/
   meshctl run api --port 9000 --replicas 3 --env LOG=debug -- ./api")]
 pub struct Args {
@@ -38,6 +41,9 @@ pub struct Args {
     /// A port that it listens on, and its protocol if that can't be seen: 8080, 6379/redis
     #[arg(short, long = "port", value_name = "PORT[/PROTOCOL]", value_parser = port)]
     ports: Vec<Port>,
+    /// Let this machine reach a port of it: 8080, 8000:80, 0.0.0.0:8080
+    #[arg(short = 'P', long, value_name = "[ADDRESS:]PORT[:PORT]")]
+    publish: Vec<Publish>,
     /// How many of it
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     replicas: u16,
@@ -98,6 +104,16 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Listens on this machine, if asked to; the outer process relays.
+pub fn publish(args: &Args, mesh: &Mesh) -> Result<Option<Beside>> {
+    if args.publish.is_empty() || !enter::is_outer() {
+        return Ok(None);
+    }
+    let listeners = publish::bind(&args.publish)?;
+    let (mesh, namespace, name) = (mesh.clone(), args.namespace.clone(), args.name.clone());
+    Ok(Some(Box::new(move || publish::relay(listeners, mesh, namespace, name))))
 }
 
 /// Runs the program in the mesh's network, in which this process is.

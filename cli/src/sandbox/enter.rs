@@ -3,7 +3,7 @@
 //! Three processes: the *outer* one that the user started makes the namespaces and waits; *init* is number one of the
 //! new PID namespace and buries orphans; the *inner* one does the work. Each dies with its parent (`PDEATHSIG`), and
 //! the kernel ends a PID namespace with its init, so that SIGKILL to any of them leaves nothing behind.
-//! Everything here happens before the process has a second thread.
+//! All but one step here happens before the process has a second thread.
 
 use super::state;
 use crate::error::{CommandError, Context, Result};
@@ -36,6 +36,9 @@ pub enum Entered {
     Ended(ExitCode),
 }
 
+/// What the outer process does while the inner one works.
+pub type Beside = Box<dyn FnOnce() + Send>;
+
 /// Which private network.
 pub enum Network {
     /// A new one.
@@ -44,8 +47,14 @@ pub enum Network {
     Of(u32),
 }
 
-/// Goes into a private network, with everything that will be started.
-pub fn enter(network: Network) -> Result<Entered> {
+/// True in the process that the user started.
+pub fn is_outer() -> bool {
+    std::env::var_os(STAGE).is_none()
+}
+
+/// Goes into a private network, with everything that will be started. When an existing one is joined, the outer process
+/// does `beside` in there, on a thread of its own.
+pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
     let stage = std::env::var(STAGE).unwrap_or_default();
     match stage.as_str() {
         "inner" => {
@@ -63,6 +72,7 @@ pub fn enter(network: Network) -> Result<Entered> {
                 Network::New => unshare_all()?,
                 Network::Of(pid) => {
                     join(pid)?;
+                    start_beside(beside)?;
                     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("new PID namespace")?;
                 }
             }
@@ -178,11 +188,8 @@ fn start_and_wait(stage: &str, state: Option<PathBuf>) -> Result<ExitCode> {
 /// SIGINT always means that everybody has got it.
 fn wait(child: Pid) -> nix::Result<ExitCode> {
     const FROM_KERNEL: i32 = 0x80;
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        signals.add(signal);
-    }
-    // Blocked only after the child has started, which would inherit it.
+    let signals = waited_for();
+    // Only after the child has started, which would inherit it.
     signals.thread_block()?;
     let incoming = SignalFd::new(&signals)?;
     loop {
@@ -199,6 +206,24 @@ fn wait(child: Pid) -> nix::Result<ExitCode> {
             let _ = kill(child, signal);
         }
     }
+}
+
+fn waited_for() -> SigSet {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        signals.add(signal);
+    }
+    signals
+}
+
+/// Starts a thread that ends with the process. It has the network of this moment; after a new PID namespace has been
+/// made there can be no further threads. Signals are left to the main thread.
+fn start_beside(beside: Option<Beside>) -> Result<()> {
+    let Some(beside) = beside else { return Ok(()) };
+    waited_for().thread_block().context("signals")?;
+    let started = std::thread::Builder::new().spawn(beside).context("a thread");
+    waited_for().thread_unblock().context("signals")?;
+    started.map(drop)
 }
 
 /// None: nobody has ended. Some(None): an orphan. Some(code): the child.
