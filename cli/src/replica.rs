@@ -2,9 +2,10 @@
 
 use crate::error::{CommandError, Context, Result};
 use crate::sandbox::cell::{Cell, Files};
-use crate::sandbox::enter::PRIVATE_VARIABLES;
+use crate::sandbox::enter::{PRIVATE_VARIABLES, USER};
 use gossamer_api::defaults;
 use gossamer_api::wire::mesh::Registered;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -137,8 +138,23 @@ impl Replica {
         }
     }
 
-    /// Starts the workload's process.
-    pub async fn start(&self, mut command: Command, words: Words) -> Result<Child> {
+    /// Starts the workload's process, as the user who started the mesh.
+    pub async fn start(
+        &self,
+        program: &OsStr,
+        arguments: &[OsString],
+        env: Vec<(String, String)>,
+        words: Words,
+    ) -> Result<Child> {
+        let mut command = match std::env::var_os(USER) {
+            None => Command::new(program),
+            Some(user) => {
+                let mut command = Command::new("/proc/self/exe");
+                command.arg0("meshctl").arg("as-user").arg(user).arg("--").arg(program);
+                command
+            }
+        };
+        command.args(arguments).envs(env);
         for name in PRIVATE_VARIABLES {
             command.env_remove(name);
         }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -127,4 +129,33 @@ fn a_program_is_reached_by_its_name_and_its_exit_code_is_kept() {
     });
     let edges = meshctl(state.path()).args(["edges", "-o", "json"]).output().unwrap();
     assert!(text(&edges).contains("\"secured\": true"), "{}", text(&edges));
+}
+
+#[test]
+fn an_ordinary_user_needs_no_root_and_stays_that_user() {
+    const NOBODY: u32 = 65534;
+    // Only root can become somebody else; for everybody else all tests are this one.
+    if !is_root() || namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let (program, own) = (state.path().join("meshctl"), state.path().join("state"));
+    std::fs::copy(env!("CARGO_BIN_EXE_meshctl"), &program).unwrap();
+    std::os::unix::fs::chown(state.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut run = Command::new(&program);
+    run.uid(NOBODY).gid(NOBODY).current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("MESHCTL_STATE", &own);
+    let script = "id -u; grep CapEff /proc/self/status; getent hosts web.default";
+    let output = run.args(["run", "web", "--port", "80", "--", "sh", "-c", script]).output().unwrap();
+    if text(&output).contains("not allowed here") {
+        return eprintln!("skipped: {}", text(&output));
+    }
+    assert!(output.status.success(), "{}", text(&output));
+    let text = text(&output);
+    for expected in ["65534\n", "CapEff:\t0000000000000000", "web.default.svc.cluster.local"] {
+        assert!(text.contains(expected), "{expected:?} in {text}");
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }

@@ -14,11 +14,12 @@ use futures_util::future::try_join_all;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::wire::mesh::Registered;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -124,9 +125,10 @@ impl Demo {
                     replica.start_proxy(&registered, log("-proxy")).await?;
                     replica.serve_tap(tap_socket(&folder, services::NAMESPACE, &registered.replica))?;
                 }
-                let mut command = Command::new("/proc/self/exe");
-                command.arg0("meshctl").arg("demo-app").args(arguments).envs(service.env.iter().cloned());
-                let app = replica.start(command, log("")).await?;
+                let own = ["demo-app".into()].into_iter().chain(arguments.iter().map(Into::into));
+                let own: Vec<OsString> = own.collect();
+                let env = service.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+                let app = replica.start("/proc/self/exe".as_ref(), &own, env, log("")).await?;
                 if let Some(port) = service.port {
                     replica.listening(port).await?;
                 }

@@ -1,5 +1,6 @@
 //! The commands, one file each: the doc comment is the help, `Args` the contract, `run` does it.
 
+pub mod as_user;
 pub mod check;
 pub mod completion;
 pub mod control;
@@ -52,6 +53,8 @@ enum Command {
     Completion(completion::Args),
     Version(version::Args),
     #[command(hide = true)]
+    AsUser(as_user::Args),
+    #[command(hide = true)]
     Proxy(proxy::Args),
     #[command(hide = true)]
     DemoApp(crate::demo::app::Args),
@@ -75,6 +78,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check(args) if args.inside => inside(Network::New, None, check::try_inside),
         Command::Check(args) => check::run(args),
         Command::Why(args) => why::run(args),
+        Command::AsUser(args) => as_user::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),
@@ -103,4 +107,20 @@ fn beside<F: Future<Output = Result<ExitCode>>>(scope: Scope, command: impl FnOn
 fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about:?}", command.get_name());
+        }
+    }
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run a program with the mesh around it
@@ -77,13 +77,14 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
     if let Ok(mesh) = find() {
         return Ok(mesh);
     }
-    let log = NamedTempFile::new_in(state::directory()?).context("the control plane's log")?;
+    let path = state::directory()?.join(format!("{}.log", args.mesh));
+    let log = std::fs::File::create(&path).context("the control plane's log")?;
     let mut child = std::process::Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(["control", "--idle", IDLE, "--mesh", &args.mesh])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log.reopen().context("the control plane's log")?)
+        .stderr(log)
         // The terminal's Ctrl-C is not for it: other workloads may join.
         .process_group(0)
         .spawn()
@@ -95,7 +96,7 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         }
         let ended = child.try_wait().context("the control plane")?.is_some();
         // If it ended because another one was faster, that one is there by now, or soon.
-        let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
         if (ended && !text.contains("runs already")) || Instant::now() > deadline {
             let what = if ended { "the control plane did not start" } else { "the control plane is not ready" };
             let lines = text.lines().filter(|line| !line.is_empty());
@@ -157,9 +158,7 @@ async fn start(
         replica.serve_tap(tap_socket(folder, &args.namespace, &registered.replica))?;
     }
     let (program, arguments) = args.command.split_first().ok_or_else(|| CommandError::usage("no program"))?;
-    let mut command = Command::new(program);
-    command.args(arguments).envs(args.env.iter().cloned());
-    let program = replica.start(command, Words::Terminal).await?;
+    let program = replica.start(program, arguments, args.env.clone(), Words::Terminal).await?;
     Ok(Running { replica, program, ended: None, _lease: lease })
 }
 

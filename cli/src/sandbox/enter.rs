@@ -15,9 +15,9 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getgid, getuid};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 /// Which of the three processes this is; set by the one before it.
@@ -25,8 +25,11 @@ const STAGE: &str = "MESHCTL_STAGE";
 /// The parent's id as `/proc` shows it, to notice that it died before `PDEATHSIG` was set.
 const PARENT: &str = "MESHCTL_PARENT";
 
+/// `UID:GID` of who started the mesh, where a user namespace hides it.
+pub const USER: &str = "MESHCTL_USER";
+
 /// What the stages tell each other by, which programs that are started inside must not inherit.
-pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, state::DIRECTORY];
+pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, USER, state::DIRECTORY];
 
 /// What to do now.
 pub enum Entered {
@@ -63,11 +66,12 @@ pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
         }
         "init" => {
             die_with_parent()?;
-            Ok(Entered::Ended(start_and_wait("inner", None)?))
+            Ok(Entered::Ended(start_and_wait("inner", Vec::new())?))
         }
         _ => {
             // Inside, this user looks like root.
-            let state = state::directory()?;
+            let (state, user) = (state::directory()?, format!("{}:{}", getuid(), getgid()));
+            let before = fs::read_link("/proc/self/ns/user").ok();
             match network {
                 Network::New => unshare_all()?,
                 Network::Of(pid) => {
@@ -77,7 +81,10 @@ pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
                 }
             }
             keep_mounts_private()?;
-            Ok(Entered::Ended(start_and_wait("init", Some(state))?))
+            let hidden = fs::read_link("/proc/self/ns/user").ok() != before;
+            let mut tell = vec![(state::DIRECTORY, state.into_os_string())];
+            tell.extend(hidden.then(|| (USER, user.into())));
+            Ok(Entered::Ended(start_and_wait("init", tell)?))
         }
     }
 }
@@ -170,11 +177,11 @@ pub fn outer_pid() -> Result<u32> {
     link.to_string_lossy().parse().context("/proc/self")
 }
 
-fn start_and_wait(stage: &str, state: Option<PathBuf>) -> Result<ExitCode> {
+fn start_and_wait(stage: &str, tell: Vec<(&str, OsString)>) -> Result<ExitCode> {
     let child = Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(std::env::args_os().skip(1))
-        .envs(state.map(|path| (state::DIRECTORY, path)))
+        .envs(tell)
         .env(STAGE, stage)
         .env(PARENT, outer_pid()?.to_string())
         .spawn()
