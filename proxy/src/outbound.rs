@@ -33,6 +33,11 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
     };
     let destination = shard.destination(&target);
     match destination.policy().await {
+        // Nothing may pass: an HTTP client gets to know why.
+        Ok(policy) if policy.refuses_all() => {
+            let error = Error::Forbidden(target.to_string());
+            explain(shard, destination, io, client, addr, error).await;
+        }
         Ok(policy) => connection(shard, destination, &policy, io, client, addr).await,
         // HTTP clients get to know why; others see the connection end.
         Err(error) => explain(shard, destination, io, client, addr, error).await,

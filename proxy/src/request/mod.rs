@@ -179,7 +179,11 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
             };
             headers::outbound(head);
             let routes = if head.version == Version::Http2 { &policy.http2 } else { &policy.http1 };
-            let (rule, found) = routes.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
+            let Some((rule, found)) = routes.find(head) else {
+                // A target that takes no HTTP may say why it takes nothing at all.
+                let refused = policy.tcp.choose(None, &destination.target.to_string()).err();
+                return Err(refused.unwrap_or_else(|| Error::NoRoute(policy.meta.to_string())));
+            };
             (rule.clone(), found)
         }
         Side::Inbound(port, _) => {
