@@ -61,14 +61,7 @@ pub struct Lease(#[expect(dead_code, reason = "held, not read")] tonic::Streamin
 impl Client {
     /// Connects to the mesh's socket.
     pub async fn connect(mesh: &Mesh) -> Result<Client> {
-        let socket = mesh.socket.clone();
-        let connect = tower::service_fn(move |_: http::Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        // The address is not used.
-        let endpoint = Endpoint::from_static("http://mesh");
-        let channel = endpoint.connect_with_connector(connect).await.context(format!("mesh {:?}", mesh.name))?;
+        let channel = unix_channel(mesh.socket.clone()).await.context(format!("mesh {:?}", mesh.name))?;
         Ok(Client(RegistryClient::new(channel)))
     }
 
@@ -86,4 +79,14 @@ impl Client {
         let answer = self.0.list(ListWorkloads {}).await.map_err(|s| CommandError::failed(s.message()))?;
         Ok(answer.into_inner().workloads)
     }
+}
+
+/// A gRPC channel over a Unix socket.
+pub(crate) async fn unix_channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The address is not used.
+    Endpoint::from_static("http://mesh").connect_with_connector(connect).await
 }

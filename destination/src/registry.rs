@@ -32,8 +32,9 @@ pub enum Origin {
     Process,
 }
 
-/// A change of the registry.
+/// A change of the registry. Lives for a moment, so a box would only cost.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Change {
     /// A new or changed object.
     Apply(Object),

@@ -93,6 +93,10 @@ impl State {
         let path = from.into_inner().path;
         let target = path.parse().map_or(Target::Authority(path), Target::Addr);
         let source = self.source_for(&target, &workload);
+        if self.registry.read(|index| index.resolve(&target, &source.namespace)).is_none() {
+            // What tells a proxy not to ask again.
+            return Err(Status::invalid_argument(format!("{target} is not the name of a service")));
+        }
         Ok(self.registry.subscribe(Query::Profile(target, source)))
     }
 

@@ -1,5 +1,7 @@
 //! The examples that we ship are taken, without a complaint.
 
+#![allow(clippy::unwrap_used)]
+
 use gossamer_api::kubernetes::parse_yaml;
 use gossamer_destination::index::{Cluster, Index};
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! What the size that we plan for costs: 10,000 pods, 2,000 services, 200 changes a second.
 //! `cargo test --release -p gossamer-destination --test scale -- --ignored --nocapture`
 
+#![allow(clippy::unwrap_used)]
+
 use gossamer_api::kubernetes::{Key, Kind, Name, Object, parse_yaml};
 use gossamer_api::policy::Target;
 use gossamer_destination::index::{Cluster, Source};

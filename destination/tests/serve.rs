@@ -1,5 +1,7 @@
 //! What proxies are told over gRPC, asked with Linkerd's own client.
 
+#![allow(clippy::unwrap_used)]
+
 use gossamer_api::kubernetes::{Key, Kind, Map, Name};
 use gossamer_api::process::grpc;
 use gossamer_api::process::stop::Stop;
@@ -182,6 +184,14 @@ async fn a_profile_tells_older_proxies_what_an_address_is() {
         let profile = next(&mut client.get_profile(request).await.unwrap().into_inner()).await;
         assert_eq!((profile.fully_qualified_name.as_str(), profile.endpoint.is_some()), (name, endpoint), "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_profile_of_a_foreign_name_is_refused_for_good() {
+    let mesh = mesh(None).await;
+    let request = GetDestination { path: "example.com:80".into(), ..GetDestination::default() };
+    let Err(error) = DestinationClient::new(mesh.channel.clone()).get_profile(request).await else { panic!("known") };
+    assert_eq!(error.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::balance::{Balancer, Rules};
 use crate::config::{Config, DefaultPolicy};
 use crate::control::{Control, Discovered, Target};
 use crate::error::Error;
-use crate::metrics::Metrics;
+use crate::metrics::{BackendLabels, Metrics};
 use crate::policy::limit::RateLimiter;
 use crate::request::routes::{self, Routes, TcpRoutes};
 use crate::tap::Taps;
@@ -164,8 +164,9 @@ impl Shard {
                 Rc::new(Balancer::empty(backend.meta.clone(), name, rules, self.outbound.clone()))
             }
             BackendTarget::Balance { authority, .. } => {
+                let labels = BackendLabels { parent: None, backend: &backend.meta, tcp: breaker.is_none() };
                 let balancer = Balancer::new(backend.meta.clone(), authority.clone(), rules, self.outbound.clone());
-                let balancer = Rc::new(balancer);
+                let balancer = Rc::new(balancer.shown_as(self.metrics.balancer_scope(labels)));
                 tokio::task::spawn_local(balancer.clone().follow(self.control.endpoints(authority)));
                 balancer
             }
@@ -241,6 +242,13 @@ pub struct Policy {
     pub http2: Rc<Routes>,
     /// Routes for bytes.
     pub tcp: Rc<TcpRoutes>,
+}
+
+impl Policy {
+    /// True when no connection and no request can pass.
+    pub fn refuses_all(&self) -> bool {
+        self.protocol == Declared::Opaque && self.tcp.choose(None, "").is_err()
+    }
 }
 
 /// What is known of a target's protocol.
@@ -333,6 +341,9 @@ fn compile(shard: &Rc<Shard>, policy: &OutboundPolicy) -> Policy {
         OutboundProtocol::Tls(tcp) => (Declared::Tls, &none, &none, tcp),
     };
     let compiled = Rc::new(Routes::outbound(shard, http1));
+    for problem in compiled.problems() {
+        tracing::warn!(target = %policy.meta, problem, "a route's match never matches");
+    }
     let same = std::ptr::eq(http1, http2) || http1 == http2;
     Policy {
         meta: policy.meta.clone(),

@@ -466,6 +466,8 @@ impl Proxy {
     /// Waits for the proxy's end.
     pub async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it was started");
+        // `wait` would close it, and the proxy end at once instead of draining.
+        let _leash = child.stdin.take();
         within("the proxy ends", child.wait()).await.unwrap()
     }
 

@@ -96,11 +96,11 @@ impl Index {
         let keys = self.routes_of.get(service)?.iter().filter(|key: &&Key| key.kind == kind);
         let mut routes: Vec<_> = keys.filter_map(|key| self.routes.get(key)).collect();
         routes.retain(|route| route.is_for(service, port));
-        let consumer = |route: &&Route| {
+        let consumer = |route: &Route| {
             *route.key.name.namespace == source.namespace && route.key.name.namespace != service.namespace
         };
-        if routes.iter().any(|route| consumer(&route)) {
-            routes.retain(|route| consumer(&route));
+        if routes.iter().any(|route| consumer(route)) {
+            routes.retain(|route| consumer(route));
         } else {
             routes.retain(|route| route.key.name.namespace == service.namespace);
         }

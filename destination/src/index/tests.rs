@@ -474,11 +474,13 @@ fn object(kind: u8, name: u8, variant: u8) -> Object {
             ["{port: 80, targetPort: http}", "{port: 80, name: tcp, targetPort: http}"][variant as usize / 3],
             "",
         ),
-        1 => pod(&name, &format!("o{}", variant % 3), &format!("10.1.0.{}", ip + variant % 2), variant % 2 == 0)
-            .replace(
-                "name: http, containerPort: 8080",
-                ["name: http, containerPort: 8080", "name: http, containerPort: 80"][variant as usize / 3],
-            ),
+        1 => {
+            pod(&name, &format!("o{}", variant % 3), &format!("10.1.0.{}", ip + variant % 2), variant.is_multiple_of(2))
+                .replace(
+                    "name: http, containerPort: 8080",
+                    ["name: http, containerPort: 8080", "name: http, containerPort: 80"][variant as usize / 3],
+                )
+        }
         2 => format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: demo, labels: {{kubernetes.io/service-name: o{}}}}}\n\
              ports: [{{port: 80}}]\nendpoints: [{{addresses: [10.1.0.{ip}], targetRef: {{kind: Pod, name: o{}}}}}]\n",
@@ -495,7 +497,7 @@ fn object(kind: u8, name: u8, variant: u8) -> Object {
             ["from: [{namespaces: [demo]}]", "action: Deny, from: [{serviceAccounts: [{name: o1}]}]"]
                 [variant as usize % 2],
         )
-        .replace("app: web", &format!("app: o{}", variant % 3)),
+        .replace("selector: {matchLabels: {app: web}}", &format!("service: o{}", variant % 3)),
         _ => format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, annotations: {{config.linkerd.io/opaque-ports: '{}'}}}}\n",
             80 + u16::from(variant)

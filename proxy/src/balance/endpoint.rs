@@ -1,9 +1,10 @@
 //! One replica as this thread sees it: how loaded, how healthy, and the connections to it.
 
-use super::breaker::{Admission, Breaker, Outcome};
+use super::breaker::{Admission, Breaker, Change, Outcome};
 use super::connect::Connector;
 use super::ewma::PeakEwma;
 use super::pool::Pool;
+use crate::metrics::BalancerMetrics;
 use crate::record::EndpointMetrics;
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint as Info;
@@ -24,6 +25,7 @@ pub struct Endpoint {
     pub metrics: OnceCell<EndpointMetrics>,
     ewma: PeakEwma,
     breaker: RefCell<Option<Breaker>>,
+    shown: Arc<BalancerMetrics>,
     refusals: Cell<u32>,
     refused_until: Cell<Option<Instant>>,
 }
@@ -35,6 +37,7 @@ impl Endpoint {
         connector: Rc<Connector>,
         load: policy::Load,
         breaker: Option<policy::Breaker>,
+        shown: Arc<BalancerMetrics>,
         now: Instant,
     ) -> Self {
         Endpoint {
@@ -43,6 +46,7 @@ impl Endpoint {
             metrics: OnceCell::new(),
             ewma: PeakEwma::new(&load, now),
             breaker: RefCell::new(breaker.map(|breaker| Breaker::new(breaker, now))),
+            shown,
             refusals: Cell::new(0),
             refused_until: Cell::new(None),
         }
@@ -135,6 +139,9 @@ impl Pick {
             return;
         };
         if let Some(change) = breaker.record(admission, outcome, retry_after, now, fastrand::f32()) {
+            if matches!(change, Change::Ejected { .. }) {
+                self.shown.ejections.inc();
+            }
             tracing::info!(addr = %self.info.addr, ?change, "circuit breaker");
         }
     }

@@ -17,6 +17,7 @@ pub use endpoint::{Endpoint, Pick};
 
 use crate::control::{Discovered, EndpointSet};
 use crate::error::Error;
+use crate::metrics::BalancerMetrics;
 use connect::Connector;
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint as Info;
@@ -65,6 +66,7 @@ pub struct Balancer {
     state: RefCell<State>,
     changed: Notify,
     waiting: Cell<u32>,
+    shown: Shown,
     failing_since: Cell<Option<Instant>>,
 }
 
@@ -79,6 +81,7 @@ impl Balancer {
     /// A balancer that knows no endpoint yet: see [`Balancer::follow`].
     pub fn new(meta: Meta, authority: String, rules: Rules, connector: Rc<Connector>) -> Self {
         Balancer {
+            shown: Shown { metrics: Arc::default(), endpoints: Cell::new(0) },
             meta,
             authority,
             rules,
@@ -89,6 +92,12 @@ impl Balancer {
             waiting: Cell::new(0),
             failing_since: Cell::new(None),
         }
+    }
+
+    /// Shows its endpoints and queue in these metrics.
+    pub fn shown_as(mut self, metrics: Arc<BalancerMetrics>) -> Self {
+        self.shown = Shown { metrics, endpoints: Cell::new(0) };
+        self
     }
 
     /// A balancer over one endpoint that never changes.
@@ -146,7 +155,9 @@ impl Balancer {
                 Some(endpoint) if endpoint.info == info => endpoint,
                 former => {
                     former.inspect(|endpoint| endpoint.pool.close());
-                    Rc::new(Endpoint::new(info, self.connector.clone(), self.rules.load, self.rules.breaker, now))
+                    let ejections = self.shown.metrics.clone();
+                    let (load, breaker) = (self.rules.load, self.rules.breaker);
+                    Rc::new(Endpoint::new(info, self.connector.clone(), load, breaker, ejections, now))
                 }
             })
             .collect();
@@ -154,6 +165,7 @@ impl Balancer {
         // What is gone finishes what it has in flight.
         known.values().for_each(|endpoint| endpoint.pool.close());
         *self.state.borrow_mut() = if endpoints.is_empty() { State::Empty } else { State::Ready };
+        self.shown.endpoints(endpoints.len());
         *self.endpoints.borrow_mut() = endpoints;
         self.failing_since.set(None);
     }
@@ -213,7 +225,7 @@ impl Balancer {
         if self.waiting.get() >= self.rules.queue.capacity {
             return Err(Error::Overloaded(self.authority.clone()));
         }
-        let _place = Place::take(&self.waiting);
+        let _place = Place::take(&self.waiting, &self.shown.metrics);
         let started = now;
         loop {
             let now = Instant::now();
@@ -282,18 +294,40 @@ fn two_choices<'a>(
     None
 }
 
+/// What metrics show of a balancer: several data threads add up.
+struct Shown {
+    metrics: Arc<BalancerMetrics>,
+    endpoints: Cell<i64>,
+}
+
+impl Shown {
+    fn endpoints(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.ready.add(count - self.endpoints.replace(count));
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.endpoints(0);
+    }
+}
+
 /// A place in the queue, given up on drop.
-struct Place<'a>(&'a Cell<u32>);
+struct Place<'a>(&'a Cell<u32>, &'a BalancerMetrics);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a Cell<u32>) -> Self {
+    fn take(waiting: &'a Cell<u32>, metrics: &'a BalancerMetrics) -> Self {
         waiting.set(waiting.get() + 1);
-        Place(waiting)
+        metrics.queue_length.add(1);
+        metrics.queue_requests.inc();
+        Place(waiting, metrics)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        self.1.queue_length.add(-1);
     }
 }

@@ -135,7 +135,11 @@ fn apply(state: &mut Discovered<EndpointSet>, update: EndpointUpdate, first: boo
         }
         EndpointUpdate::Remove(addrs) => {
             let known = Arc::make_mut(known);
-            addrs.iter().fold(false, |changed, addr| known.endpoints.remove(addr).is_some() || changed)
+            let before = known.endpoints.len();
+            for addr in &addrs {
+                known.endpoints.remove(addr);
+            }
+            known.endpoints.len() != before
         }
         EndpointUpdate::Empty { exists } => replace(state, EndpointSet { exists, ..EndpointSet::default() }),
     }

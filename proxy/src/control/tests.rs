@@ -29,16 +29,18 @@ struct Say<T> {
     opened: mpsc::UnboundedSender<Opened<T>>,
     /// Refuses instead.
     refuse: Mutex<Option<Status>>,
+    refused: tokio::sync::Semaphore,
 }
 
 impl<T> Say<T> {
     fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Opened<T>>) {
         let (opened, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Say { opened, refuse: Mutex::default() }), receiver)
+        (Arc::new(Say { opened, refuse: Mutex::default(), refused: tokio::sync::Semaphore::new(0) }), receiver)
     }
 
     fn open(&self, question: String) -> Result<Response<Stream<T>>, Status> {
         if let Some(status) = self.refuse.lock().unwrap().clone() {
+            self.refused.add_permits(1);
             return Err(status);
         }
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -95,6 +97,7 @@ impl InboundServerPolicies for Api<inbound::Server> {
 struct ControlPlane {
     addr: SocketAddr,
     stop: Stop,
+    tls: Option<grpc::ServerTls>,
     get: (Arc<Say<destination::Update>>, mpsc::UnboundedReceiver<Opened<destination::Update>>),
     watch: (Arc<Say<outbound::OutboundPolicy>>, mpsc::UnboundedReceiver<Opened<outbound::OutboundPolicy>>),
     watch_port: (Arc<Say<inbound::Server>>, mpsc::UnboundedReceiver<Opened<inbound::Server>>),
@@ -102,9 +105,13 @@ struct ControlPlane {
 
 impl ControlPlane {
     async fn start() -> Self {
+        ControlPlane::start_with(None).await
+    }
+
+    async fn start_with(tls: Option<grpc::ServerTls>) -> Self {
         let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let mut this =
-            ControlPlane { addr, stop: Stop::new(), get: Say::new(), watch: Say::new(), watch_port: Say::new() };
+            ControlPlane { addr, tls, stop: Stop::new(), get: Say::new(), watch: Say::new(), watch_port: Say::new() };
         this.restart().await;
         this
     }
@@ -115,7 +122,7 @@ impl ControlPlane {
         routes = routes.add_service(InboundServerPoliciesServer::new(Api(self.watch_port.0.clone())));
         let listener = TcpListener::bind(self.addr).await.unwrap();
         self.stop = Stop::new();
-        self.stop.spawn(grpc::serve(routes, listener, None, self.stop.clone()));
+        self.stop.spawn(grpc::serve(routes, listener, self.tls.clone(), self.stop.clone()));
     }
 
     /// As by SIGKILL: connections break.
@@ -327,10 +334,11 @@ async fn a_policy_that_is_not_understood_closes_a_port_and_keeps_a_target() {
     let closed = known(&mut port, |server| server.meta.name() == "invalid").await;
     assert!(closed.authorizations.is_empty());
     // A control plane that forgot the workload does not open the port again.
-    servers.send(Err(Status::not_found("no such pod"))).unwrap();
-    drop(servers);
     *plane.watch_port.0.refuse.lock().unwrap() = Some(Status::not_found("no such pod"));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    servers.send(Err(Status::not_found("no such pod"))).unwrap();
+    // It asks again, so it has seen the first answer.
+    let _again = control.server(80);
+    let _ = soon(plane.watch_port.0.refused.acquire()).await.unwrap();
     known(&mut port, |server| server.meta.name() == "invalid").await;
 }
 
@@ -348,6 +356,43 @@ async fn more_streams_than_a_connection_carries_are_all_answered() {
     for receiver in &mut receivers {
         known(receiver, |set| ports(set) == [1]).await;
     }
+}
+
+#[tokio::test]
+async fn streams_wait_for_a_certificate_and_then_go_to_the_named_service_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = gossamer_identity::token::TokenCheck::JoinTokens(gossamer_identity::token::JoinTokens::new());
+    let config = gossamer_identity::Config::new(folder.path().join("state"), tokens);
+    let stop = Stop::new();
+    let authority = gossamer_identity::Authority::start(&config, &stop).unwrap();
+    let issue = |name: &str| {
+        let identity = format!("{name}.mesh.serviceaccount.identity.gossamer.cluster.local").parse().unwrap();
+        Arc::new(authority.service.self_issue(&identity).unwrap())
+    };
+    let (_keep, credentials) = watch::channel(Some(issue("dst")));
+    let tls = grpc::ServerTls { credentials, auth: gossamer_api::process::tls::ClientAuth::Required };
+    let mut plane = ControlPlane::start_with(Some(tls)).await;
+
+    let (certificate, credentials) = watch::channel(None);
+    let ask = |name: &str| {
+        let service = Service { addr: plane.addr.to_string(), identity: Some(issue(name).identity.clone()) };
+        let config =
+            ControlConfig { destination: Some(service.clone()), policy: Some(service), workload: Workload::default() };
+        Control::new(config, credentials.clone(), Stop::new())
+    };
+    let (right, wrong) = (ask("dst"), ask("other"));
+    let mut outbound = right.outbound(&target());
+    let failed = reason(&mut outbound).await;
+    assert!(failed.ends_with("no valid certificate of our own"), "{failed}");
+    assert_eq!(right.reachability()[1].as_ref().unwrap().outages, 0);
+
+    certificate.send_replace(Some(issue("web")));
+    let (_, stream) = soon(plane.watch.1.recv()).await.unwrap();
+    stream.send(Ok(policy("web"))).unwrap();
+    known(&mut outbound, |_| true).await;
+    let failed = reason(&mut wrong.outbound(&target())).await;
+    assert!(failed.contains("unreachable") && failed.contains("not valid for name"), "{failed}");
+    assert!(plane.watch.1.try_recv().is_err(), "the wrong service was not asked");
 }
 
 #[tokio::test]

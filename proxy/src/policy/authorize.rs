@@ -2,9 +2,9 @@
 //!
 //! As in linkerd2-proxy (`inbound/src/policy`, `server-policy/src/authz.rs`): bytes (opaque, TLS passed through, or
 //! detection that found no HTTP) need one of the server's authorizations, once per connection and again when the policy
-//! changes. HTTP needs no permission to connect; each request needs one of its route's *or* of the server's
-//! ([`authorize_request`]), and a request that no route matches is answered with 404, allowed by nobody. Where the
-//! control plane sent no routes at all, the server's authorizations decide for every request.
+//! changes. HTTP needs no permission to connect; each request needs one of its route's *or* of the server's (whoever
+//! compiles the routes puts the server's behind each route's), and a request that no route matches is answered with 404,
+//! allowed by nobody. Where the control plane sent no routes at all, the server's authorizations decide.
 
 use gossamer_api::authorization::{Authentication, Authorization};
 use gossamer_api::workload::Identity;
@@ -40,15 +40,6 @@ impl PeerTls {
     }
 }
 
-/// Which authorization let a request in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllowedBy {
-    /// This one of its route.
-    Route(usize),
-    /// This one of the server.
-    Server(usize),
-}
-
 /// The index of the first authorization that lets the peer in; `None`: deny.
 pub fn authorize(authorizations: &[Authorization], peer: &Peer) -> Option<usize> {
     // A socket that accepts both families shows IPv4 clients as mapped IPv6 addresses.
@@ -57,11 +48,6 @@ pub fn authorize(authorizations: &[Authorization], peer: &Peer) -> Option<usize>
         authorization.networks.iter().any(|network| network.contains(ip))
             && proves(&authorization.authentication, &peer.tls)
     })
-}
-
-/// Decides about a request that a route matched: the route's own authorizations first, then the server's.
-pub fn authorize_request(route: &[Authorization], server: &[Authorization], peer: &Peer) -> Option<AllowedBy> {
-    authorize(route, peer).map(AllowedBy::Route).or_else(|| authorize(server, peer).map(AllowedBy::Server))
 }
 
 fn proves(demanded: &Authentication, tls: &PeerTls) -> bool {
@@ -183,16 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_allows_is_named_and_the_route_comes_before_the_server() {
+    fn the_first_that_allows_is_named() {
         let no = allow(&["10.0.0.0/8"], &[], identities(&["other"], &[]));
         let yes = allow(&["10.0.0.0/8"], &[], Authentication::Unauthenticated);
         let peer = peer("10.0.0.1", web());
-        assert_eq!(authorize(&[no.clone(), yes.clone(), yes.clone()], &peer), Some(1));
-        let (no, yes) = (&[no][..], &[yes][..]);
-        assert_eq!(authorize_request(yes, yes, &peer), Some(AllowedBy::Route(0)));
-        assert_eq!(authorize_request(no, yes, &peer), Some(AllowedBy::Server(0)));
-        assert_eq!(authorize_request(no, no, &peer), None);
-        assert_eq!(authorize_request(&[], &[], &peer), None);
+        assert_eq!(authorize(&[no.clone(), yes.clone(), yes], &peer), Some(1));
+        assert_eq!(authorize(&[no.clone(), no], &peer), None);
     }
 
     proptest! {

@@ -3,8 +3,7 @@
 //!
 //! **Invariant:** an expression that does not compile never matches, and is listed by [`Router::problems`].
 
-use gossamer_api::authorization::InboundRoute;
-use gossamer_api::policy::{HostMatch, HttpRoute, PathMatch, RequestMatch, ValueMatch};
+use gossamer_api::policy::{HostMatch, PathMatch, RequestMatch, ValueMatch};
 use gossamer_engine::RequestHead;
 use regex::bytes::{Regex, RegexBuilder};
 use std::borrow::Cow;
@@ -63,16 +62,6 @@ impl Router {
         entries.sort_by_key(|entry| Reverse(entry.precedence()));
         let catch_all = entries.first().filter(|entry| entry.takes_everything()).map(|entry| entry.found);
         Router { entries, catch_all, problems }
-    }
-
-    /// Compiles outbound routes.
-    pub fn outbound(routes: &[HttpRoute]) -> Self {
-        Router::new(routes.iter().map(|route| (&route.hosts[..], route.rules.iter().map(|rule| &rule.matches[..]))))
-    }
-
-    /// Compiles inbound routes.
-    pub fn inbound(routes: &[InboundRoute]) -> Self {
-        Router::new(routes.iter().map(|route| (&route.hosts[..], route.rules.iter().map(|rule| &rule.matches[..]))))
     }
 
     /// The rule for a request; `None` when nothing matches.

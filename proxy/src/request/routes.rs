@@ -136,13 +136,9 @@ impl Routes {
         Some((self.rules.get(found.route)?.get(found.rule)?, found))
     }
 
-    /// All balancers that requests may go to.
-    pub fn balancers(&self) -> impl Iterator<Item = &Rc<Balancer>> {
-        self.rules.iter().flatten().flat_map(|rule| match &rule.backends {
-            Backends::Local | Backends::None => Vec::new(),
-            Backends::First(all) => all.iter().map(|backend| &backend.balancer).collect(),
-            Backends::Weighted(all, _) => all.iter().map(|(backend, _)| &backend.balancer).collect(),
-        })
+    /// What could not be compiled, for the log.
+    pub fn problems(&self) -> &[String] {
+        self.router.problems()
     }
 }
 
