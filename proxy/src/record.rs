@@ -8,6 +8,7 @@ use crate::metrics::{
     AuthzLabels, AuthzMetrics, Direction, RequestLabels, RequestMetrics, RouteLabels, TcpLabels, TcpMetrics, TlsLabel,
 };
 use crate::policy::authorize::{Peer, PeerTls};
+use crate::policy::limit::Limited;
 use crate::request::routes::Rule;
 use crate::request::{Connection, Side, respond};
 use crate::shard::{Destination, PortPolicy, Shard};
@@ -266,6 +267,15 @@ impl<'a> Record<'a> {
         handles.authz.http_allow.inc();
         handles.requests.request();
         self.metrics = Some(handles.requests);
+    }
+
+    /// Inbound: it was let in, and then was one too many.
+    pub fn limited(&mut self, policy: &PortPolicy, rule: &Rc<Rule>, by: &Authorization, which: Limited) {
+        let handles = self.conn.metrics.handles(policy, rule, Some(by));
+        match which {
+            Limited::Total(_) => handles.authz.http_limited_total.inc(),
+            Limited::Identity(_) => handles.authz.http_limited_identity.inc(),
+        }
     }
 
     /// Inbound: nothing let it in.
