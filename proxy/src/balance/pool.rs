@@ -50,7 +50,8 @@ impl Pool {
     }
 
     async fn connect(&self, session: Option<Session>) -> Result<Stream, Error> {
-        let mut io = self.connector.connect(&self.endpoint, session).await?;
+        // Rare and large: boxed, so that requests on connections that stand do not carry it.
+        let mut io = Box::pin(self.connector.connect(&self.endpoint, session)).await?;
         if let Some(meter) = self.meter.get() {
             io.measure(meter.open(), 0);
         }
