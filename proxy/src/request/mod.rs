@@ -277,6 +277,7 @@ async fn attempt(
     let mut up = match open(&pick, head, length, tunnel).await {
         Ok(up) => {
             pick.connected();
+            pick.sent(Instant::now());
             balancer.alive();
             up
         }
