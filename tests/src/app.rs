@@ -12,10 +12,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Serves a connection.
@@ -34,6 +36,7 @@ where
 pub struct App {
     /// Where it listens.
     pub addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -42,6 +45,8 @@ impl App {
     pub async fn start(addr: SocketAddr, handler: Handler) -> App {
         let listener = TcpListener::bind(addr).await.unwrap_or_else(|error| panic!("listen on {addr}: {error}"));
         let addr = listener.local_addr().unwrap();
+        let accepted = Arc::<AtomicUsize>::default();
+        let count = accepted.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -49,13 +54,19 @@ impl App {
                     accepted = listener.accept() => {
                         let Ok((io, _)) = accepted else { continue };
                         let _ = io.set_nodelay(true);
+                        count.fetch_add(1, Ordering::Relaxed);
                         connections.spawn(handler(io));
                     }
                     Some(_) = connections.join_next() => {}
                 }
             }
         });
-        App { addr, task }
+        App { addr, accepted, task }
+    }
+
+    /// How many connections it has accepted.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 
@@ -138,24 +149,47 @@ pub fn empty() -> Body {
 }
 
 /// A body that is sent as the channel's other end says; dropping that without trailers ends it.
-pub fn channel() -> (tokio::sync::mpsc::Sender<Frame<Bytes>>, Body) {
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let frames = futures_util::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(receiver), Ok);
-    (sender, StreamBody::new(frames).boxed())
+pub fn channel() -> (Frames, Body) {
+    let (sender, body) = channel_of();
+    (Frames(sender), body)
+}
+
+fn channel_of() -> (mpsc::Sender<io::Result<Frame<Bytes>>>, Body) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed())
+}
+
+/// Sends a [`channel`]'s body.
+pub struct Frames(mpsc::Sender<io::Result<Frame<Bytes>>>);
+
+impl Frames {
+    /// Some bytes of it.
+    pub async fn data(&self, bytes: impl Into<Bytes>) {
+        self.0.send(Ok(Frame::data(bytes.into()))).await.expect("the body is still wanted");
+    }
+
+    /// Its trailers.
+    pub async fn trailers(&self, trailers: HeaderMap) {
+        self.0.send(Ok(Frame::trailers(trailers))).await.expect("the body is still wanted");
+    }
 }
 
 /// An HTTP application for HTTP/1 and HTTP/2 whose paths say what it does:
 ///
-/// `/echo` the request's body and trailers back; `/head` its head as text; `/status/N`; `/bytes/N`; `/slow/MS`;
-/// `/hang` never; `/fail/N/KEY` 503 for the first N requests with the KEY; `/early` 413 without reading; `/drop` breaks the
+/// `/echo` the request's body and trailers back, as they come; `/read` the body, once it is there; `/head` its head as text; `/status/N`; `/bytes/N`; `/slow/MS`;
+/// `/hang` never; `/flood/N` N chunks of 16 KiB as fast as they are taken; `/fail/N/KEY` 503 for the first N requests with the KEY; `/early` 413 without reading; `/drop` breaks the
 /// connection; `/cut` breaks it within the body; `/trailers`; `/upgrade` 101 and then an echo, as for CONNECT.
 ///
 /// Every answer says `x-app: NAME`. Requests with a gRPC content type get trailers with `grpc-status`.
 #[derive(Clone)]
 pub struct Http {
     name: &'static str,
+    delay: Duration,
+    broken: bool,
     seen: Arc<Mutex<Vec<Seen>>>,
     failed: Arc<Mutex<HashMap<String, u32>>>,
+    given_up: Arc<AtomicUsize>,
+    produced: Arc<AtomicUsize>,
 }
 
 /// The head of a request.
@@ -173,7 +207,15 @@ pub struct Seen {
 
 /// The HTTP application; see [`Http`].
 pub fn http(name: &'static str) -> Http {
-    Http { name, seen: Arc::default(), failed: Arc::default() }
+    Http {
+        name,
+        delay: Duration::ZERO,
+        broken: false,
+        seen: Arc::default(),
+        failed: Arc::default(),
+        given_up: Arc::default(),
+        produced: Arc::default(),
+    }
 }
 
 impl Http {
@@ -181,6 +223,28 @@ impl Http {
     pub fn handler(&self) -> Handler {
         let app = self.clone();
         handler(move |io| app.clone().connection(io))
+    }
+
+    /// Answers everything this much later.
+    pub fn slow(mut self, delay: Duration) -> Http {
+        self.delay = delay;
+        self
+    }
+
+    /// Answers everything with 500.
+    pub fn broken(mut self) -> Http {
+        self.broken = true;
+        self
+    }
+
+    /// How many requests to `/hang` were given up by whoever asked.
+    pub fn given_up(&self) -> usize {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of `/flood` were taken from it.
+    pub fn produced(&self) -> usize {
+        self.produced.load(Ordering::Relaxed)
     }
 
     /// All requests so far.
@@ -206,7 +270,7 @@ impl Http {
             http.serve_connection(TokioIo::new(io), service).await
         } else {
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).half_close(true);
+            http.timer(TokioTimer::new());
             http.serve_connection(TokioIo::new(io), service).with_upgrades().await
         };
         // Broken connections are part of the tests.
@@ -220,7 +284,10 @@ impl Http {
             version: format!("{:?}", request.version()),
             headers: request.headers().clone(),
         });
-        let path = request.uri().path().to_string();
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        let path = if self.broken { "/status/500".into() } else { request.uri().path().to_string() };
         let mut parts = path.trim_start_matches('/').split('/');
         let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let number = || second.parse::<u64>().unwrap_or_default();
@@ -241,7 +308,18 @@ impl Http {
                 tokio::time::sleep(Duration::from_millis(number())).await;
                 Response::new(full("slow\n"))
             }
-            "hang" => std::future::pending().await,
+            "hang" => {
+                let _guard = GivenUp(self.given_up.clone());
+                std::future::pending().await
+            }
+            "flood" => {
+                let (count, produced) = (number(), self.produced.clone());
+                let chunks = (0..count).map(move |_| {
+                    produced.fetch_add(FLOOD, Ordering::Relaxed);
+                    Ok(Frame::data(Bytes::from_static(&[b'f'; FLOOD])))
+                });
+                Response::new(StreamBody::new(tokio_stream::iter(chunks)).boxed())
+            }
             "fail" => {
                 let mut failed = self.failed.lock().unwrap();
                 let count = failed.entry(path.clone()).or_default();
@@ -259,10 +337,19 @@ impl Http {
             }
             "drop" => return Err(io::ErrorKind::ConnectionAborted.into()),
             "cut" => {
-                let frames =
-                    [Ok(Frame::data(Bytes::from_static(b"half"))), Err(io::ErrorKind::ConnectionAborted.into())];
-                Response::new(StreamBody::new(tokio_stream::iter(frames)).boxed())
+                let (sender, body) = channel_of();
+                tokio::spawn(async move {
+                    let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await;
+                    // What was sent is on its way when the connection breaks, not taken back with it.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let _ = sender.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
+                });
+                Response::new(body)
             }
+            "read" => match request.into_body().collect().await {
+                Ok(body) => Response::new(full(body.to_bytes())),
+                Err(error) => return Err(io::Error::other(error)),
+            },
             "trailers" => {
                 let mut trailers = HeaderMap::new();
                 trailers.insert("x-checksum", HeaderValue::from_static("42"));
@@ -297,6 +384,18 @@ impl Http {
         response
     }
 }
+
+/// Counts a request that nobody waits for any more.
+struct GivenUp(Arc<AtomicUsize>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of one chunk of `/flood`.
+pub const FLOOD: usize = 16 * 1024;
 
 fn head(request: &Request<Incoming>) -> String {
     let mut text = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());

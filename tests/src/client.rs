@@ -3,6 +3,8 @@
 use crate::app::{Body, empty, full};
 use crate::expect::within;
 use bytes::{Buf, Bytes};
+use gossamer_api::process::tls;
+use gossamer_proxy::balance::transport::{Header, Session};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -12,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 /// A response, whole.
 #[derive(Clone, Debug)]
@@ -177,6 +180,28 @@ pub async fn get(addr: SocketAddr, host: &str, path: &str) -> Answer {
 pub async fn try_get(addr: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
     let mut client = H1::try_connect(addr).await?;
     client.send(get_request(host, path)).await.map_err(io::Error::other)
+}
+
+/// Speaks the mesh's TLS to a proxy as another proxy would: the transport header for a port, then whatever the test
+/// writes. Without credentials of its own it shows no certificate.
+pub async fn meshed(
+    proxy: SocketAddr,
+    config: std::sync::Arc<rustls::ClientConfig>,
+    name: &gossamer_api::workload::Identity,
+    port: u16,
+    session: Option<Session>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let io = TcpStream::connect(proxy).await?;
+    let mut io = tls::connect(config, name, io).await?;
+    io.write_all(&Header { port, name: None, session }.encode()).await?;
+    Ok(io)
+}
+
+/// Everything until the other side's end.
+pub async fn rest(io: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let mut bytes = Vec::new();
+    within("the end", io.read_to_end(&mut bytes)).await?;
+    Ok(bytes.into())
 }
 
 /// A connection whose bytes the test writes itself.
