@@ -115,6 +115,8 @@ async fn forward(
             exchange::before(exchange::earlier(deadline, limit), attempt).await
         };
         let wanted = match &outcome {
+            // There is no other replica to ask here, and the client's proxy decides better: ours passes it on.
+            Ok(_) if matches!(conn.side, Side::Inbound(..)) => false,
             Ok(_) => decider.wants(&Outcome::Response {
                 status: response.status,
                 grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
