@@ -142,7 +142,10 @@ async fn forward(
         }
         let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
         if !wait.is_zero() {
-            let wait = pin!(async { Ok::<(), Failed>(sleep(wait).await) });
+            let wait = pin!(async {
+                sleep(wait).await;
+                Ok::<(), Failed>(())
+            });
             Box::pin(exchange::before(deadline, wait)).await.map_err(|failed| failed.error)?;
         }
         body.rewind();
