@@ -101,7 +101,7 @@ async fn forward(
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
     let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
-    let mut response = ResponseHead::default();
+    let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
 
@@ -166,6 +166,7 @@ async fn forward(
     }
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
+    conn.shard.give_head(response);
     record.finish(&pick, streamed);
     if let Upstream::H1(client, _) = up
         && complete
