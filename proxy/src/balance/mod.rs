@@ -11,6 +11,8 @@ pub mod connect;
 mod endpoint;
 pub mod ewma;
 pub mod pool;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 
 pub use endpoint::{Endpoint, Pick};
