@@ -4,7 +4,9 @@
 //! there are threads), and runs the command; each has a file in [`commands`]. [`sandbox`] is the network, `plane` the
 //! control plane in this process, [`demo`] the application that is meshed for show, [`scrape`] reads proxies' figures.
 
+pub mod certificates;
 pub mod commands;
+pub mod connect;
 pub mod demo;
 pub mod error;
 pub mod node;
@@ -14,6 +16,7 @@ pub mod registry;
 pub mod replica;
 pub mod sandbox;
 pub mod scrape;
+pub mod tapping;
 pub mod view;
 
 use clap::Parser;

@@ -3,6 +3,7 @@
 
 use crate::error::{CommandError, Context, Result};
 use crate::node::Node;
+use crate::replica;
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::network;
 use gossamer_api::defaults::{self, CLUSTER_DOMAIN};
@@ -67,6 +68,8 @@ struct Inner {
     addresses: Mutex<Addresses>,
     /// How many workloads there are, for whoever ends with the last.
     count: watch::Sender<usize>,
+    /// The mesh's folder, where taps are reached.
+    folder: Mutex<PathBuf>,
     /// What proxies are told, once there is something to tell.
     proxy_env: Mutex<BTreeMap<String, String>>,
 }
@@ -100,6 +103,7 @@ impl Plane {
             stop,
             addresses: Mutex::default(),
             count: watch::channel(0).0,
+            folder: Mutex::default(),
             proxy_env: Mutex::default(),
         })))
     }
@@ -108,19 +112,16 @@ impl Plane {
     pub fn resolver(&self) -> Resolve {
         let standalone = self.0.standalone.clone();
         Arc::new(move |name| {
-            let address = standalone.resolve(name, "")?;
-            let v6 = match address {
-                // Only the bridge's network has both; nothing answers on a service's own IPv6 address.
-                IpAddr::V4(v4) if in_bridge(v4) => Some(IpAddr::V6(network::v6_of(v4))),
-                _ => None,
-            };
-            Some([Some(address), v6].into_iter().flatten().collect())
+            // A replica has an IPv6 address as well, but most programs listen on IPv4 alone, and a client that took
+            // the other first would get the proxy's 504: the proxy accepts before it knows.
+            Some(vec![standalone.resolve(name, "")?])
         })
     }
 
     /// Starts identity, destination and registry on the node.
     pub async fn serve(&self, node: &Node) -> Result<()> {
         let inner = &self.0;
+        *lock(&inner.folder) = node.state.file("");
         let folder = node.state.file("identity");
         let mut config = Config::new(folder, TokenCheck::JoinTokens(inner.tokens.clone()));
         config.listen = (network::NODE, defaults::IDENTITY_PORT).into();
@@ -220,6 +221,7 @@ impl Plane {
 
     /// All workloads, by name.
     pub fn workloads(&self) -> Vec<WorkloadInfo> {
+        let folder = lock(&self.0.folder).clone();
         let info = |spec: WorkloadSpec| {
             let identity = if spec.meshed { service_account_in(&spec.name, &spec.namespace).ok() } else { None };
             let at = |port: u16| format!("{}:{port}", spec.ip);
@@ -230,7 +232,7 @@ impl Plane {
                 identity: identity.map(|identity| identity.to_string()).unwrap_or_default(),
                 meshed: spec.meshed,
                 admin: at(defaults::ADMIN_PORT),
-                tap: at(defaults::TAP_PORT),
+                tap: replica::tap_socket(&folder, &spec.namespace, &spec.replica).display().to_string(),
                 ports: spec.ports.iter().map(port).collect(),
                 namespace: spec.namespace,
                 name: spec.name,
@@ -318,10 +320,6 @@ fn port(port: &Port) -> Result<PortSpec> {
     let number = u16::try_from(port.port).ok().filter(|port| *port > 0);
     let number = number.ok_or_else(|| CommandError::failed(format!("{} is no port", port.port)))?;
     Ok(PortSpec { port: number, name: port.name.clone(), app_protocol: port.app_protocol.clone() })
-}
-
-fn in_bridge(address: Ipv4Addr) -> bool {
-    (address.to_bits() ^ network::NODE.to_bits()) >> (32 - network::PREFIX) == 0
 }
 
 fn anyhow_error(error: anyhow::Error) -> CommandError {

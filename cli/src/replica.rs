@@ -2,17 +2,22 @@
 
 use crate::error::{CommandError, Context, Result};
 use crate::sandbox::cell::{Cell, Files};
-use crate::sandbox::enter::PRIVATE_VARIABLES;
+use crate::sandbox::enter::{PRIVATE_VARIABLES, USER};
 use gossamer_api::defaults;
 use gossamer_api::wire::mesh::Registered;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::NamedTempFile;
+use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// A proxy is ready when it has its certificate; a loaded machine needs seconds for a dozen.
@@ -32,6 +37,25 @@ pub struct Replica {
     proxy: Option<Child>,
     // Read by the proxy for every certificate that it asks for.
     token: Option<NamedTempFile>,
+    tap: Option<TapSocket>,
+}
+
+/// Where the tap of a replica's proxy is reached: a socket in the mesh's folder, for its owner alone. (The proxy itself
+/// serves taps to its own network namespace only.)
+pub fn tap_socket(mesh: &Path, namespace: &str, replica: &str) -> PathBuf {
+    mesh.join(format!("{namespace}.{replica}.tap"))
+}
+
+struct TapSocket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for TapSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// Where a process's words go.
@@ -63,7 +87,7 @@ impl Replica {
         let cable = format!("mesh-{high}-{low}");
         let cell = Cell::new(&cable, address, Files { resolv_conf: Some(resolv_conf) }).await?;
         let name = registered.replica.clone();
-        Ok(Replica { service: service.into(), name, address, cell, proxy: None, token: None })
+        Ok(Replica { service: service.into(), name, address, cell, proxy: None, token: None, tap: None })
     }
 
     /// Where its proxy (or, without one, itself) is asked for metrics.
@@ -78,6 +102,7 @@ impl Replica {
         let (out, err) = words.stdio()?;
         let mut command = Command::new("/proc/self/exe");
         command
+            .arg0("meshctl")
             .arg("proxy")
             .env_clear()
             .envs(&registered.proxy_env)
@@ -113,8 +138,23 @@ impl Replica {
         }
     }
 
-    /// Starts the workload's process.
-    pub async fn start(&self, mut command: Command, words: Words) -> Result<Child> {
+    /// Starts the workload's process, as the user who started the mesh.
+    pub async fn start(
+        &self,
+        program: &OsStr,
+        arguments: &[OsString],
+        env: Vec<(String, String)>,
+        words: Words,
+    ) -> Result<Child> {
+        let mut command = match std::env::var_os(USER) {
+            None => Command::new(program),
+            Some(user) => {
+                let mut command = Command::new("/proc/self/exe");
+                command.arg0("meshctl").arg("as-user").arg(user).arg("--").arg(program);
+                command
+            }
+        };
+        command.args(arguments).envs(env);
         for name in PRIVATE_VARIABLES {
             command.env_remove(name);
         }
@@ -123,6 +163,14 @@ impl Replica {
             command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         }
         self.cell.spawn(command).await
+    }
+
+    /// Lets the mesh's owner tap the proxy.
+    pub fn serve_tap(&mut self, path: PathBuf) -> Result<()> {
+        let listener = UnixListener::bind(&path).context(path.display())?;
+        let task = tokio::spawn(relay_taps(listener, self.cell.clone()));
+        self.tap = Some(TapSocket { path, task });
+        Ok(())
     }
 
     /// Waits until the workload listens. Asked from inside its own namespace, where nothing is redirected.
@@ -167,6 +215,29 @@ pub fn terminate(child: &Child) {
 pub fn signal(child: &Child, signal: nix::sys::signal::Signal) {
     if let Some(pid) = child.id() {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
+    }
+}
+
+/// Every connection is continued from inside the cell. As many at once as the proxy serves.
+async fn relay_taps(listener: UnixListener, cell: Cell) {
+    let places = Arc::new(Semaphore::new(defaults::TAP_SESSIONS));
+    while let Ok((mut from, _)) = listener.accept().await {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let cell = cell.clone();
+        tokio::spawn(async move {
+            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, defaults::TAP_PORT));
+            let connect = move || {
+                let stream = TcpStream::connect_timeout(&target, Duration::from_secs(1))?;
+                stream.set_nonblocking(true)?;
+                Ok::<_, std::io::Error>(stream)
+            };
+            if let Ok(Ok(stream)) = cell.run(connect).await
+                && let Ok(mut to) = tokio::net::TcpStream::from_std(stream)
+            {
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            }
+            drop(place);
+        });
     }
 }
 

@@ -64,3 +64,32 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::control::Control;
+    use crate::metrics::Metrics;
+    use crate::tap::Taps;
+    use gossamer_api::process::stop::Stop;
+    use gossamer_api::settings::Values;
+    use std::sync::Arc;
+    use tokio::sync::watch;
+
+    /// A connection's future is what an idle connection costs: a careless step inflates it unseen.
+    #[tokio::test]
+    async fn a_connection_stays_small() {
+        let metrics = Metrics::new();
+        let taps = Taps::new(metrics.tap_dropped());
+        let config = Arc::new(Config::new(&Values::default()).unwrap());
+        let credentials = watch::channel(None).1;
+        let shard = Shard::new(config, Control::offline(), metrics, taps, credentials, Stop::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = io.local_addr().unwrap();
+        let future = serve(shard, io, client, Kind::Outbound);
+        let bytes = std::mem::size_of_val(&future);
+        assert!(bytes <= 2048, "{bytes} bytes");
+    }
+}

@@ -44,7 +44,7 @@ pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) {
     let ours = shard.config.local_identity.as_ref().map(|identity| identity.as_str());
     match protocol {
         Some(Protocol::Tls(hello)) if hello.sni.is_some() && hello.sni.as_deref() == ours => {
-            meshed(shard, io, first.freeze(), client, original, local).await;
+            Box::pin(meshed(shard, io, first.freeze(), client, original, local)).await;
         }
         protocol => match original {
             Some(target) => {
@@ -87,7 +87,7 @@ async fn meshed(
         return super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
     };
     let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
-    let mut io = match tls::accept(config, Prefixed::new(first, io)).await {
+    let mut io = match Box::pin(tls::accept(config, Prefixed::new(first, io))).await {
         Ok(io) => io,
         Err(error) => {
             count(&shard, "handshake");
@@ -162,7 +162,7 @@ async fn spoken(
     mut session: Spoken,
 ) {
     let port = shard.port(target.port());
-    let policy = port.policy().await;
+    let policy = Box::pin(port.policy()).await;
     let mut first = BytesMut::from(first);
     if session == Spoken::Unknown {
         session = match &policy {
@@ -170,32 +170,31 @@ async fn spoken(
             _ => inside(&shard, &mut io, &mut first).await,
         };
     }
-    let conn = Connection {
+    let conn = Rc::new(Connection {
         metrics: ConnectionMetrics::inbound(&shard, policy.as_deref().ok(), &peer, target),
         client,
         peer,
         target,
         side: Side::Inbound(port, shard.local(target)),
         shard,
-    };
+    });
     io.measure(conn.metrics.tcp().open(), first.len());
     let opaque = policy.as_ref().is_ok_and(|policy| policy.protocol == Declared::Opaque);
     match session {
         // Requests are answered one by one, also those that must be refused.
         Spoken::Http1 if !opaque => serve::http1(conn, io, first.freeze()).await,
         Spoken::Http2 if !opaque => serve::http2(conn, io, first.freeze()).await,
-        Spoken::Nothing => silent(conn, policy, io).await,
-        _ => bytes(conn, policy, io, first.freeze()).await,
+        Spoken::Nothing => Box::pin(silent(conn, policy, io)).await,
+        _ => Box::pin(bytes(conn, policy, io, first.freeze())).await,
     }
 }
 
 /// Bytes to the workload.
-async fn bytes(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream, first: Bytes) {
+async fn bytes(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream, first: Bytes) {
     let mut record = Record::connection(&conn);
     match dial(&conn, policy, &mut record).await {
         Ok(mut far) => {
-            let moved = tcp::relay(&mut near, &mut far, first, Bytes::new()).await;
-            record.closed(moved);
+            relay(&conn, record, &mut near, &mut far, first, Bytes::new()).await;
         }
         Err(error) => {
             record.failed(&error);
@@ -205,7 +204,7 @@ async fn bytes(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near
 }
 
 /// A silent client without TLS: the workload may speak first, or the client late.
-async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream) {
+async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream) {
     let mut record = Record::connection(&conn);
     let mut far = match dial(&conn, policy, &mut record).await {
         Ok(far) => far,
@@ -232,15 +231,39 @@ async fn silent(conn: Connection, policy: Result<Rc<PortPolicy>, Error>, mut nea
             }
         }
     }
-    let moved = tcp::relay(&mut near, &mut far, first.freeze(), greeting.freeze()).await;
-    record.closed(moved);
+    relay(&conn, record, &mut near, &mut far, first.freeze(), greeting.freeze()).await;
+}
+
+/// Copies until both sides have ended, or policy no longer lets the client in.
+async fn relay(
+    conn: &Connection,
+    mut record: Record<'_>,
+    near: &mut Stream,
+    far: &mut Stream,
+    first: Bytes,
+    greeting: Bytes,
+) {
+    let Side::Inbound(port, _) = &conn.side else { return };
+    let moved = tokio::select! {
+        biased;
+        moved = tcp::relay(near, far, first, greeting) => Some(moved),
+        () = port.revoked(&conn.peer) => None,
+    };
+    match moved {
+        Some(moved) => record.closed(moved),
+        None => {
+            record.terminated();
+            near.reset_on_close();
+            far.reset_on_close();
+        }
+    }
 }
 
 /// A client that speaks first after all, late.
-async fn late(conn: Connection, mut near: Stream, mut first: BytesMut) {
+async fn late(conn: Rc<Connection>, mut near: Stream, mut first: BytesMut) {
     let shard = conn.shard.clone();
     let Side::Inbound(port, _) = &conn.side else { return };
-    let policy = port.policy().await;
+    let policy = Box::pin(port.policy()).await;
     match inside(&shard, &mut near, &mut first).await {
         Spoken::Http1 => serve::http1(conn, near, first.freeze()).await,
         Spoken::Http2 => serve::http2(conn, near, first.freeze()).await,

@@ -32,15 +32,15 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
         },
     };
     let destination = shard.destination(&target);
-    match destination.policy().await {
+    match Box::pin(destination.policy()).await {
         // Nothing may pass: an HTTP client gets to know why.
         Ok(policy) if policy.refuses_all() => {
             let error = Error::Forbidden(target.to_string());
-            explain(shard, destination, io, client, addr, error).await;
+            Box::pin(explain(shard, destination, io, client, addr, error)).await;
         }
         Ok(policy) => connection(shard, destination, &policy, io, client, addr).await,
         // HTTP clients get to know why; others see the connection end.
-        Err(error) => explain(shard, destination, io, client, addr, error).await,
+        Err(error) => Box::pin(explain(shard, destination, io, client, addr, error)).await,
     }
 }
 
@@ -60,14 +60,14 @@ async fn connection(
     };
     let mut first = BytesMut::new();
     let protocol = if skip { Some(Protocol::Opaque) } else { first_bytes(&shard, policy, &mut io, &mut first).await };
-    let conn = Connection {
+    let conn = Rc::new(Connection {
         metrics: ConnectionMetrics::outbound(&shard, &destination, target),
         peer: Peer { ip: client.ip(), tls: PeerTls::None },
         client,
         target,
         side: Side::Outbound(destination),
         shard,
-    };
+    });
     match protocol {
         Some(Protocol::Http1) if policy.protocol != Declared::Tls => {
             http1(conn, io, first).await;
@@ -75,9 +75,9 @@ async fn connection(
         Some(Protocol::Http2) if policy.protocol != Declared::Tls => {
             http2(conn, io, first).await;
         }
-        Some(Protocol::Tls(hello)) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
-        Some(_) => opaque(conn, policy, io, first, None).await,
-        None => silent(conn, policy, io).await,
+        Some(Protocol::Tls(hello)) => Box::pin(opaque(conn, policy, io, first, hello.sni.as_deref())).await,
+        Some(_) => Box::pin(opaque(conn, policy, io, first, None)).await,
+        None => Box::pin(silent(conn, policy, io)).await,
     }
 }
 
@@ -107,7 +107,7 @@ async fn first_bytes(shard: &Shard, policy: &Policy, io: &mut TcpStream, first: 
 }
 
 /// Bytes to one endpoint.
-async fn opaque(conn: Connection, policy: &Policy, io: TcpStream, first: BytesMut, sni: Option<&str>) {
+async fn opaque(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: BytesMut, sni: Option<&str>) {
     let mut record = Record::connection(&conn);
     let mut near = measured(&conn, io, &first);
     match dial(&conn, policy, sni, &mut record).await {
@@ -123,7 +123,7 @@ async fn opaque(conn: Connection, policy: &Policy, io: TcpStream, first: BytesMu
 }
 
 /// The client is silent: dial, and let whoever speaks first decide.
-async fn silent(conn: Connection, policy: &Rc<Policy>, io: TcpStream) {
+async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) {
     let mut record = Record::connection(&conn);
     let Ok(choice) = policy.tcp.choose(None, &conn.target.to_string()).map(|(backend, _)| backend.balancer.clone())
     else {
@@ -164,7 +164,7 @@ async fn silent(conn: Connection, policy: &Rc<Policy>, io: TcpStream) {
 }
 
 /// A client that speaks first after all, late.
-async fn patient(conn: Connection, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) {
+async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) {
     let protocol = loop {
         if let Some(protocol) = detect(&first) {
             break protocol;
@@ -240,14 +240,14 @@ async fn explain(
     let patience = shard.config.detect_patience;
     let read = timeout(patience, io.read_buf(&mut first)).await;
     let protocol = if matches!(read, Ok(Ok(_))) { detect(&first) } else { None };
-    let conn = Connection {
+    let conn = Rc::new(Connection {
         metrics: ConnectionMetrics::outbound(&shard, &destination, target),
         peer: Peer { ip: client.ip(), tls: PeerTls::None },
         client,
         target,
         side: Side::Outbound(destination),
         shard,
-    };
+    });
     match protocol {
         // Each request asks again, so that the connection recovers with the control plane.
         Some(Protocol::Http1) => http1(conn, io, first).await,
@@ -259,12 +259,12 @@ async fn explain(
     }
 }
 
-async fn http1(conn: Connection, io: TcpStream, first: BytesMut) {
+async fn http1(conn: Rc<Connection>, io: TcpStream, first: BytesMut) {
     let io = measured(&conn, io, &first);
     serve::http1(conn, io, first.freeze()).await;
 }
 
-async fn http2(conn: Connection, io: TcpStream, first: BytesMut) {
+async fn http2(conn: Rc<Connection>, io: TcpStream, first: BytesMut) {
     let io = measured(&conn, io, &first);
     serve::http2(conn, io, first.freeze()).await;
 }

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** metric handles are found once per connection, endpoint or rule; a request only touches them.
 
+use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::metrics::{
@@ -37,7 +38,10 @@ pub struct EndpointMetrics {
 
 impl EndpointMetrics {
     fn new(shard: &Shard, direction: Direction, balancer: &Balancer, pick: &Pick) -> Self {
-        let tls = destination_tls(pick);
+        let tls = match direction {
+            Direction::Outbound => destination_tls(pick),
+            Direction::Inbound => TlsLabel::None("loopback"),
+        };
         let mut requests = RequestLabels::new(direction, tls);
         let mut tcp = TcpLabels::new(direction, false, tls);
         (requests.target, tcp.target) = (Some(pick.info.addr), Some(pick.info.addr));
@@ -124,6 +128,15 @@ impl ConnectionMetrics {
             labels.server = self.server.as_ref();
             self.shard.metrics.tcp_scope(labels)
         })
+    }
+
+    /// Of requests that no endpoint or rule was found for. Such are rare or soon over: the handle is looked up.
+    fn unserved(&self, error: &Error) -> Arc<RequestMetrics> {
+        let mut labels = RequestLabels::new(self.direction, self.tls());
+        labels.target = Some(self.target);
+        labels.server = self.server.as_ref();
+        labels.authority = error.target();
+        self.shard.metrics.request_scope(labels)
     }
 
     fn handles(&self, policy: &PortPolicy, rule: &Rc<Rule>, by: Option<&Authorization>) -> Handles {
@@ -285,6 +298,15 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Inbound: a connection that policy ends while it lasts.
+    pub fn terminated(&mut self) {
+        if let Side::Inbound(port, _) = &self.conn.side
+            && let Some(policy) = port.current()
+        {
+            self.conn.metrics.connection_authz(&policy, None).tcp_terminate.inc();
+        }
+    }
+
     /// It is sent to this endpoint.
     pub fn attempt(&mut self, balancer: &Balancer, pick: &Pick, head: &RequestHead) {
         let metrics = self.measure(balancer, pick);
@@ -403,6 +425,12 @@ impl<'a> Record<'a> {
         if let Some(tapped) = &mut self.tapped {
             tapped.response(&respond::compose(error, false).0, Instant::now());
         }
+        if self.http && self.metrics.is_none() {
+            // Not one endpoint saw it, and it counts all the same.
+            let metrics = self.conn.metrics.unserved(error);
+            metrics.request();
+            self.metrics = Some(metrics);
+        }
         if !matches!(error, Error::Redirect { .. }) {
             self.failure = Some(error.reason());
             self.count_error(error);
@@ -481,7 +509,7 @@ impl<'a> Record<'a> {
             "head_ns": self.latency.as_nanos() as u64,
             "total_ns": self.start.elapsed().as_nanos() as u64,
         });
-        println!("{line}");
+        access::log(line.to_string());
     }
 }
 

@@ -7,6 +7,7 @@ use crate::config::{Config, DefaultPolicy};
 use crate::control::{Control, Discovered, Target};
 use crate::error::Error;
 use crate::metrics::{BackendLabels, Metrics};
+use crate::policy::authorize::{Peer, authorize};
 use crate::policy::limit::RateLimiter;
 use crate::request::routes::{self, Routes, TcpRoutes};
 use crate::tap::Taps;
@@ -439,6 +440,19 @@ impl Port {
         match &*self.policy.borrow() {
             Some(Ok(policy)) => Some(policy.clone()),
             _ => None,
+        }
+    }
+
+    /// Ends when the policy no longer lets this client connect.
+    pub async fn revoked(&self, peer: &Peer) {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(policy) = self.current()
+                && authorize(&policy.authorizations, peer).is_none()
+            {
+                return;
+            }
+            changed.await;
         }
     }
 

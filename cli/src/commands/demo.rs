@@ -5,7 +5,7 @@ use crate::error::{CommandError, Context, Result, causes};
 use crate::node::Node;
 use crate::output::{Format, paint, paint_err};
 use crate::plane::{Directory, Lease, Plane};
-use crate::replica::{Replica, Words, terminate};
+use crate::replica::{Replica, Words, tap_socket, terminate};
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::state::State;
 use crate::scrape::{self, Golden};
@@ -14,11 +14,12 @@ use futures_util::future::try_join_all;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::wire::mesh::Registered;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -116,16 +117,18 @@ impl Demo {
         let what = if args.unmeshed { "workloads" } else { "workloads, each with its proxy" };
         progress(&format!("starting {} {what}", wanted.len()));
         let start = wanted.into_iter().map(|(service, arguments, registered)| {
-            let (resolv, logs) = (resolv.clone(), logs.clone());
+            let (resolv, logs, folder) = (resolv.clone(), logs.clone(), node.state.file(""));
             async move {
                 let mut replica = Replica::new(service.name, &registered, resolv).await?;
                 let log = |kind: &str| Words::File(logs.join(format!("{}{kind}.log", registered.replica)));
                 if !args.unmeshed {
                     replica.start_proxy(&registered, log("-proxy")).await?;
+                    replica.serve_tap(tap_socket(&folder, services::NAMESPACE, &registered.replica))?;
                 }
-                let mut command = Command::new("/proc/self/exe");
-                command.arg("demo-app").args(arguments).envs(service.env.iter().cloned());
-                let app = replica.start(command, log("")).await?;
+                let own = ["demo-app".into()].into_iter().chain(arguments.iter().map(Into::into));
+                let own: Vec<OsString> = own.collect();
+                let env = service.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+                let app = replica.start("/proc/self/exe".as_ref(), &own, env, log("")).await?;
                 if let Some(port) = service.port {
                     replica.listening(port).await?;
                 }
@@ -231,9 +234,10 @@ impl Demo {
         let table = view::rows(&self.rows(then, now), args.output, false);
         let mesh = &self.node.state.name;
         let mesh = if mesh == "demo" { String::new() } else { format!(" --mesh {mesh}") };
-        let next = format!("In another terminal: meshctl stat{mesh} · meshctl top{mesh} · meshctl tap{mesh} web");
-        let what = if self.meshed { "the last 10 s" } else { "the last 10 s, without the mesh" };
-        format!("\n{table}\n{}\n", paint(format!("{what}. {next}. Ctrl-C ends the demo."), "2"))
+        let what = if self.meshed { "The last 10 s." } else { "The last 10 s, without the mesh." };
+        // No line is longer than 80 columns: a wrapped one could not be drawn over.
+        let next = format!("Elsewhere: meshctl stat{mesh}, top{mesh}, tap{mesh} web, edges{mesh}");
+        format!("\n{table}\n{}\n{}\n", paint(format!("{what} Ctrl-C ends the demo."), "2"), paint(next, "2"))
     }
 
     fn summary(&self, args: &Args, (first, last): &(Scraped, Scraped)) -> ExitCode {

@@ -1,14 +1,24 @@
 //! The commands, one file each: the doc comment is the help, `Args` the contract, `run` does it.
 
+pub mod as_user;
+pub mod check;
 pub mod completion;
 pub mod control;
 pub mod demo;
+pub mod edges;
+pub mod identity;
 pub mod proxy;
 pub mod run;
+pub mod stat;
+pub mod tap;
+pub mod top;
 pub mod version;
+pub mod why;
 
+use crate::connect::Scope;
 use crate::error::{Context, Result};
-use crate::sandbox::enter::{self, Entered, Network};
+use crate::sandbox::enter::{self, Beside, Entered, Network};
+use crate::sandbox::state::Mesh;
 use clap::{Parser, Subcommand};
 use std::future::Future;
 use std::process::ExitCode;
@@ -33,8 +43,17 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
+    Stat(stat::Args),
+    Top(top::Args),
+    Tap(tap::Args),
+    Edges(edges::Args),
+    Identity(identity::Args),
+    Check(check::Args),
+    Why(why::Args),
     Completion(completion::Args),
     Version(version::Args),
+    #[command(hide = true)]
+    AsUser(as_user::Args),
     #[command(hide = true)]
     Proxy(proxy::Args),
     #[command(hide = true)]
@@ -44,12 +63,22 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Demo(args) => inside(Network::New, || demo::run(args)),
+        Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;
-            inside(Network::Of(mesh.pid), || run::run(args, mesh))
+            let published = run::publish(&args, &mesh)?;
+            inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
-        Command::Control(args) => inside(Network::New, || control::run(args)),
+        Command::Control(args) => inside(Network::New, None, || control::run(args)),
+        Command::Stat(args) => beside(args.scope.clone(), |mesh| stat::run(args, mesh)),
+        Command::Top(args) => beside(args.scope.clone(), |mesh| top::run(args, mesh)),
+        Command::Tap(args) => beside(args.scope.clone(), |mesh| tap::run(args, mesh)),
+        Command::Edges(args) => beside(args.scope.clone(), |mesh| edges::run(args, mesh)),
+        Command::Identity(args) => beside(args.scope.clone(), |mesh| identity::run(args, mesh)),
+        Command::Check(args) if args.inside => inside(Network::New, None, check::try_inside),
+        Command::Check(args) => check::run(args),
+        Command::Why(args) => why::run(args),
+        Command::AsUser(args) => as_user::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => version::run(args),
@@ -58,14 +87,40 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 /// Runs a command within a private network; outside of it, waits for that.
-fn inside<F: Future<Output = Result<ExitCode>>>(network: Network, command: impl FnOnce() -> F) -> Result<ExitCode> {
-    match enter::enter(network)? {
+fn inside<F: Future<Output = Result<ExitCode>>>(
+    network: Network,
+    beside: Option<Beside>,
+    command: impl FnOnce() -> F,
+) -> Result<ExitCode> {
+    match enter::enter(network, beside)? {
         Entered::Inside => block_on(command()),
         Entered::Ended(code) => Ok(code),
     }
 }
 
+/// Runs a command in the network of a mesh that is there.
+fn beside<F: Future<Output = Result<ExitCode>>>(scope: Scope, command: impl FnOnce(Mesh) -> F) -> Result<ExitCode> {
+    let mesh = scope.join()?;
+    block_on(command(mesh))
+}
+
 fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about:?}", command.get_name());
+        }
+    }
 }

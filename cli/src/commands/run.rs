@@ -3,9 +3,11 @@
 use crate::error::{CommandError, Context, Result};
 use crate::output::paint_err;
 use crate::registry::{Client, Lease};
-use crate::replica::{Replica, Words, signal as send, terminate};
+use crate::replica::{Replica, Words, signal as send, tap_socket, terminate};
 use crate::sandbox::dns;
+use crate::sandbox::enter::{self, Beside};
 use crate::sandbox::network;
+use crate::sandbox::publish::{self, Publish};
 use crate::sandbox::state::{self, Mesh};
 use futures_util::future::{join_all, try_join_all};
 use gossamer_api::defaults;
@@ -17,7 +19,7 @@ use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run a program with the mesh around it
@@ -27,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl run web --port 8080 -- python3 -m http.server 8080
+  meshctl run web --port 8080 --publish 8080 -- ./server     and curl localhost:8080
   meshctl run client -- curl -s http://web:8080/
   meshctl run api --port 9000 --replicas 3 --env LOG=debug -- ./api")]
 pub struct Args {
@@ -38,6 +41,9 @@ pub struct Args {
     /// A port that it listens on, and its protocol if that can't be seen: 8080, 6379/redis
     #[arg(short, long = "port", value_name = "PORT[/PROTOCOL]", value_parser = port)]
     ports: Vec<Port>,
+    /// Let this machine reach a port of it: 8080, 8000:80, 0.0.0.0:8080
+    #[arg(short = 'P', long, value_name = "[ADDRESS:]PORT[:PORT]")]
+    publish: Vec<Publish>,
     /// How many of it
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     replicas: u16,
@@ -71,13 +77,14 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
     if let Ok(mesh) = find() {
         return Ok(mesh);
     }
-    let log = NamedTempFile::new_in(state::directory()?).context("the control plane's log")?;
+    let path = state::directory()?.join(format!("{}.log", args.mesh));
+    let log = std::fs::File::create(&path).context("the control plane's log")?;
     let mut child = std::process::Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(["control", "--idle", IDLE, "--mesh", &args.mesh])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log.reopen().context("the control plane's log")?)
+        .stderr(log)
         // The terminal's Ctrl-C is not for it: other workloads may join.
         .process_group(0)
         .spawn()
@@ -89,7 +96,7 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         }
         let ended = child.try_wait().context("the control plane")?.is_some();
         // If it ended because another one was faster, that one is there by now, or soon.
-        let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
         if (ended && !text.contains("runs already")) || Instant::now() > deadline {
             let what = if ended { "the control plane did not start" } else { "the control plane is not ready" };
             let lines = text.lines().filter(|line| !line.is_empty());
@@ -98,6 +105,16 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Listens on this machine, if asked to; the outer process relays.
+pub fn publish(args: &Args, mesh: &Mesh) -> Result<Option<Beside>> {
+    if args.publish.is_empty() || !enter::is_outer() {
+        return Ok(None);
+    }
+    let listeners = publish::bind(&args.publish)?;
+    let (mesh, namespace, name) = (mesh.clone(), args.namespace.clone(), args.name.clone());
+    Ok(Some(Box::new(move || publish::relay(listeners, mesh, namespace, name))))
 }
 
 /// Runs the program in the mesh's network, in which this process is.
@@ -110,7 +127,7 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
     }
     let resolv = resolv_conf(&args.namespace)?;
     let starts =
-        registered.into_iter().map(|(registered, lease)| start(&args, registered, lease, resolv.path().into()));
+        registered.into_iter().map(|(registered, lease)| start(&args, &mesh, registered, lease, resolv.path().into()));
     let mut running = tokio::select! {
         running = try_join_all(starts) => running?,
         signal = signals.next() => return Ok(ExitCode::from(128 + signal as u8)),
@@ -128,13 +145,20 @@ struct Running {
     _lease: Lease,
 }
 
-async fn start(args: &Args, registered: Registered, lease: Lease, resolv_conf: PathBuf) -> Result<Running> {
+async fn start(
+    args: &Args,
+    mesh: &Mesh,
+    registered: Registered,
+    lease: Lease,
+    resolv_conf: PathBuf,
+) -> Result<Running> {
     let mut replica = Replica::new(&args.name, &registered, resolv_conf).await?;
     replica.start_proxy(&registered, Words::Terminal).await?;
+    if let Some(folder) = mesh.socket.parent() {
+        replica.serve_tap(tap_socket(folder, &args.namespace, &registered.replica))?;
+    }
     let (program, arguments) = args.command.split_first().ok_or_else(|| CommandError::usage("no program"))?;
-    let mut command = Command::new(program);
-    command.args(arguments).envs(args.env.iter().cloned());
-    let program = replica.start(command, Words::Terminal).await?;
+    let program = replica.start(program, arguments, args.env.clone(), Words::Terminal).await?;
     Ok(Running { replica, program, ended: None, _lease: lease })
 }
 

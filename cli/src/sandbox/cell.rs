@@ -16,7 +16,8 @@ use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A replica's namespaces. They vanish when it is dropped and its processes have ended.
+/// A replica's namespaces. They vanish when all clones are dropped and its processes have ended.
+#[derive(Clone)]
 pub struct Cell {
     jobs: mpsc::Sender<Job>,
     /// Where the replica is reached.

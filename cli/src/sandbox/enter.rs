@@ -3,7 +3,7 @@
 //! Three processes: the *outer* one that the user started makes the namespaces and waits; *init* is number one of the
 //! new PID namespace and buries orphans; the *inner* one does the work. Each dies with its parent (`PDEATHSIG`), and
 //! the kernel ends a PID namespace with its init, so that SIGKILL to any of them leaves nothing behind.
-//! Everything here happens before the process has a second thread.
+//! All but one step here happens before the process has a second thread.
 
 use super::state;
 use crate::error::{CommandError, Context, Result};
@@ -15,9 +15,9 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getgid, getuid};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 /// Which of the three processes this is; set by the one before it.
@@ -25,8 +25,11 @@ const STAGE: &str = "MESHCTL_STAGE";
 /// The parent's id as `/proc` shows it, to notice that it died before `PDEATHSIG` was set.
 const PARENT: &str = "MESHCTL_PARENT";
 
+/// `UID:GID` of who started the mesh, where a user namespace hides it.
+pub const USER: &str = "MESHCTL_USER";
+
 /// What the stages tell each other by, which programs that are started inside must not inherit.
-pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, state::DIRECTORY];
+pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, USER, state::DIRECTORY];
 
 /// What to do now.
 pub enum Entered {
@@ -36,6 +39,9 @@ pub enum Entered {
     Ended(ExitCode),
 }
 
+/// What the outer process does while the inner one works.
+pub type Beside = Box<dyn FnOnce() + Send>;
+
 /// Which private network.
 pub enum Network {
     /// A new one.
@@ -44,8 +50,14 @@ pub enum Network {
     Of(u32),
 }
 
-/// Goes into a private network, with everything that will be started.
-pub fn enter(network: Network) -> Result<Entered> {
+/// True in the process that the user started.
+pub fn is_outer() -> bool {
+    std::env::var_os(STAGE).is_none()
+}
+
+/// Goes into a private network, with everything that will be started. When an existing one is joined, the outer process
+/// does `beside` in there, on a thread of its own.
+pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
     let stage = std::env::var(STAGE).unwrap_or_default();
     match stage.as_str() {
         "inner" => {
@@ -54,20 +66,25 @@ pub fn enter(network: Network) -> Result<Entered> {
         }
         "init" => {
             die_with_parent()?;
-            Ok(Entered::Ended(start_and_wait("inner", None)?))
+            Ok(Entered::Ended(start_and_wait("inner", Vec::new())?))
         }
         _ => {
             // Inside, this user looks like root.
-            let state = state::directory()?;
+            let (state, user) = (state::directory()?, format!("{}:{}", getuid(), getgid()));
+            let before = fs::read_link("/proc/self/ns/user").ok();
             match network {
                 Network::New => unshare_all()?,
                 Network::Of(pid) => {
                     join(pid)?;
+                    start_beside(beside)?;
                     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("new PID namespace")?;
                 }
             }
             keep_mounts_private()?;
-            Ok(Entered::Ended(start_and_wait("init", Some(state))?))
+            let hidden = fs::read_link("/proc/self/ns/user").ok() != before;
+            let mut tell = vec![(state::DIRECTORY, state.into_os_string())];
+            tell.extend(hidden.then(|| (USER, user.into())));
+            Ok(Entered::Ended(start_and_wait("init", tell)?))
         }
     }
 }
@@ -160,11 +177,11 @@ pub fn outer_pid() -> Result<u32> {
     link.to_string_lossy().parse().context("/proc/self")
 }
 
-fn start_and_wait(stage: &str, state: Option<PathBuf>) -> Result<ExitCode> {
+fn start_and_wait(stage: &str, tell: Vec<(&str, OsString)>) -> Result<ExitCode> {
     let child = Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(std::env::args_os().skip(1))
-        .envs(state.map(|path| (state::DIRECTORY, path)))
+        .envs(tell)
         .env(STAGE, stage)
         .env(PARENT, outer_pid()?.to_string())
         .spawn()
@@ -178,11 +195,8 @@ fn start_and_wait(stage: &str, state: Option<PathBuf>) -> Result<ExitCode> {
 /// SIGINT always means that everybody has got it.
 fn wait(child: Pid) -> nix::Result<ExitCode> {
     const FROM_KERNEL: i32 = 0x80;
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        signals.add(signal);
-    }
-    // Blocked only after the child has started, which would inherit it.
+    let signals = waited_for();
+    // Only after the child has started, which would inherit it.
     signals.thread_block()?;
     let incoming = SignalFd::new(&signals)?;
     loop {
@@ -199,6 +213,24 @@ fn wait(child: Pid) -> nix::Result<ExitCode> {
             let _ = kill(child, signal);
         }
     }
+}
+
+fn waited_for() -> SigSet {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        signals.add(signal);
+    }
+    signals
+}
+
+/// Starts a thread that ends with the process. It has the network of this moment; after a new PID namespace has been
+/// made there can be no further threads. Signals are left to the main thread.
+fn start_beside(beside: Option<Beside>) -> Result<()> {
+    let Some(beside) = beside else { return Ok(()) };
+    waited_for().thread_block().context("signals")?;
+    let started = std::thread::Builder::new().spawn(beside).context("a thread");
+    waited_for().thread_unblock().context("signals")?;
+    started.map(drop)
 }
 
 /// None: nobody has ended. Some(None): an orphan. Some(code): the child.

@@ -92,7 +92,7 @@ impl Endpoint {
 pub struct Pick {
     endpoint: Rc<Endpoint>,
     admission: Cell<Option<Admission>>,
-    started: Instant,
+    started: Cell<Instant>,
 }
 
 impl std::ops::Deref for Pick {
@@ -107,12 +107,17 @@ impl Pick {
         endpoint.ewma.begin();
         let admission =
             endpoint.breaker.borrow_mut().as_mut().map(|breaker| breaker.admit(now).unwrap_or(Admission::Anyway));
-        Pick { endpoint, admission: Cell::new(admission), started: now }
+        Pick { endpoint, admission: Cell::new(admission), started: Cell::new(now) }
+    }
+
+    /// The request goes out now: making the connection says nothing about the endpoint's latency.
+    pub fn sent(&self, now: Instant) {
+        self.started.set(now);
     }
 
     /// The head of an answer came: how long it took, and whether the endpoint did well.
     pub fn observe(&self, status: u16, retry_after: Option<Duration>, now: Instant) {
-        self.ewma.observe(now.saturating_duration_since(self.started), now);
+        self.ewma.observe(now.saturating_duration_since(self.started.get()), now);
         let outcome = match status {
             429 => Outcome::RateLimited,
             500.. => Outcome::Failure,

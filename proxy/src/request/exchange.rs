@@ -8,10 +8,10 @@ use crate::record::Record;
 use gossamer_api::policy::Timeouts;
 use gossamer_engine::ResponseHead;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Sends the request's body while waiting for the response's head; passes 1xx heads on.
 pub async fn head(
@@ -52,7 +52,7 @@ pub async fn stream(
     up: &mut Upstream,
     body: &mut Body,
     timeouts: &Timeouts,
-    deadline: Option<(Instant, Duration)>,
+    deadline: Option<Deadline>,
     record: &mut Record<'_>,
 ) -> Result<(), Error> {
     let mut response = Response::default();
@@ -61,8 +61,8 @@ pub async fn stream(
     }
     // Rare, so boxed: timers are large.
     let limits = Box::pin(async {
-        let end = [deadline, timeouts.response.map(|timeout| (Instant::now() + timeout, timeout))];
-        let end = end.into_iter().flatten().min_by_key(|(at, _)| *at);
+        let response_end = timeouts.response.map(|timeout| (Instant::now() + timeout, "response", timeout));
+        let end = earlier(deadline, response_end);
         let mut idle = pin!(sleep(timeouts.idle.unwrap_or(Duration::ZERO)));
         let work = poll_fn(|cx| {
             let before = response.moved + body.bytes;
@@ -77,7 +77,7 @@ pub async fn stream(
             Poll::Ready(Err(Error::Timeout("idle", limit)))
         });
         match end {
-            Some((at, limit)) => timeout_at(at, work).await.unwrap_or(Err(Error::Timeout("response", limit))),
+            Some((at, name, limit)) => timeout_at(at, work).await.unwrap_or(Err(Error::Timeout(name, limit))),
             None => work.await,
         }
     });
@@ -154,27 +154,25 @@ pub fn retry_after(head: &ResponseHead) -> Option<Duration> {
     pushback.or_else(|| number("retry-after").map(|seconds| Duration::from_secs(seconds.into())))
 }
 
-/// With a bound on its time, or none; without one no timer is made.
-pub async fn within<T>(
-    limit: Option<Duration>,
-    name: &'static str,
-    work: impl Future<Output = Result<T, Failed>>,
-) -> Result<T, Failed> {
-    match limit {
-        None => work.await,
-        Some(limit) => Box::pin(timeout(limit, work)).await.unwrap_or_else(|_| Err(Failed::timeout(name, limit))),
-    }
+/// When something must be over, and the timeout that says so: name and length.
+pub type Deadline = (Instant, &'static str, Duration);
+
+/// The earlier of two deadlines.
+pub fn earlier(one: Option<Deadline>, other: Option<Deadline>) -> Option<Deadline> {
+    [one, other].into_iter().flatten().min_by_key(|(at, ..)| *at)
 }
 
-/// Until a deadline, or without one; without one no timer is made.
+/// Until a deadline, or without one; without one no timer is made. The work is borrowed, so that it lies in its
+/// caller's future once.
 pub async fn before<T>(
-    deadline: Option<(Instant, Duration)>,
-    name: &'static str,
-    work: impl Future<Output = Result<T, Failed>>,
+    deadline: Option<Deadline>,
+    work: Pin<&mut impl Future<Output = Result<T, Failed>>>,
 ) -> Result<T, Failed> {
     match deadline {
         None => work.await,
-        Some((at, limit)) => Box::pin(timeout_at(at, work)).await.unwrap_or_else(|_| Err(Failed::timeout(name, limit))),
+        Some((at, name, limit)) => {
+            Box::pin(timeout_at(at, work)).await.unwrap_or_else(|_| Err(Failed::timeout(name, limit)))
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use gossamer_engine::{RequestHead, ResponseHead, Version};
 use retry::{Decider, Outcome};
 use routes::Rule;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use tokio::time::{Instant, sleep};
 
@@ -99,17 +100,23 @@ async fn forward(
     let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
-    let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, timeout));
+    let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
     let mut response = ResponseHead::default();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
 
     let mut retries = 0;
     let (pick, mut up) = loop {
-        let attempt = attempt(conn, &rule, head, &mut body, length, tunnel, &tried, &mut response, down, record);
-        let attempt = exchange::within(rule.retry.as_ref().and_then(|retry| retry.timeout), "attempt", attempt);
-        let outcome = exchange::before(deadline, "request", attempt).await;
+        let limit = rule.retry.as_ref().and_then(|retry| retry.timeout);
+        let limit = limit.map(|timeout| (Instant::now() + timeout, "attempt", timeout));
+        let outcome = {
+            let attempt =
+                pin!(attempt(conn, &rule, head, &mut body, length, tunnel, &tried, &mut response, down, record));
+            exchange::before(exchange::earlier(deadline, limit), attempt).await
+        };
         let wanted = match &outcome {
+            // There is no other replica to ask here, and the client's proxy decides better: ours passes it on.
+            Ok(_) if matches!(conn.side, Side::Inbound(..)) => false,
             Ok(_) => decider.wants(&Outcome::Response {
                 status: response.status,
                 grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
@@ -135,12 +142,8 @@ async fn forward(
         }
         let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
         if !wait.is_zero() {
-            exchange::before(deadline, "request", async {
-                sleep(wait).await;
-                Ok::<(), Failed>(())
-            })
-            .await
-            .map_err(|failed| failed.error)?;
+            let wait = pin!(async { Ok::<(), Failed>(sleep(wait).await) });
+            Box::pin(exchange::before(deadline, wait)).await.map_err(|failed| failed.error)?;
         }
         body.rewind();
     };
@@ -175,7 +178,7 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
         Side::Outbound(destination) => {
             let policy = match destination.current() {
                 Some(policy) => policy,
-                None => destination.policy().await?,
+                None => Box::pin(destination.policy()).await?,
             };
             headers::outbound(head);
             let routes = if head.version == Version::Http2 { &policy.http2 } else { &policy.http1 };
@@ -189,7 +192,7 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
         Side::Inbound(port, _) => {
             let policy = match port.current() {
                 Some(policy) => policy,
-                None => port.policy().await?,
+                None => Box::pin(port.policy()).await?,
             };
             record.was_upgraded = headers::inbound(head, conn.peer.tls.identity().map(|identity| identity.as_str()));
             let (rule, found) = policy.http.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
@@ -268,7 +271,7 @@ async fn attempt(
     let head = filtered.as_mut().unwrap_or(head);
     let pick = match balancer.pick(Instant::now(), tried) {
         Some(pick) => pick,
-        None => balancer.ready(tried).await.map_err(early)?,
+        None => Box::pin(balancer.ready(tried)).await.map_err(early)?,
     };
     require_identity(head, &pick).map_err(early)?;
     record.attempt(balancer, &pick, head);
@@ -276,6 +279,7 @@ async fn attempt(
     let mut up = match open(&pick, head, length, tunnel).await {
         Ok(up) => {
             pick.connected();
+            pick.sent(Instant::now());
             balancer.alive();
             up
         }

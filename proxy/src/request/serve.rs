@@ -12,7 +12,7 @@ use gossamer_engine::{RequestHead, Version, h1, h2};
 use std::rc::Rc;
 
 /// HTTP/1 until either side closes. Draining: the connection ends after the request in flight.
-pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
+pub async fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
     let mut server = h1::Server::new(io, prefix, pool::limits());
     let mut head = RequestHead::default();
     let stop = conn.shard.stop.clone();
@@ -39,7 +39,8 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
         if stop.is_stopping() {
             server.set_close();
         }
-        let after = handle(&conn, &mut head, &mut Downstream::H1(&mut server)).await;
+        // Boxed: a connection that is idle holds only itself.
+        let after = Box::pin(handle(&conn, &mut head, &mut Downstream::H1(&mut server))).await;
         match after {
             After::Ready => {}
             After::Abort => {
@@ -47,13 +48,13 @@ pub async fn http1(conn: Connection, io: Stream, prefix: Bytes) {
                 io.reset_on_close();
                 return;
             }
-            After::Tunnel(client) => return tunnel(server, *client).await,
+            After::Tunnel(client) => return Box::pin(tunnel(server, *client)).await,
         }
         if server.flush().await.is_err() || !server.keep_alive() {
             break;
         }
     }
-    server.close().await;
+    Box::pin(server.close()).await;
 }
 
 /// After a 101 or a CONNECT: bytes both ways.
@@ -64,14 +65,13 @@ async fn tunnel(server: h1::Server<Stream>, client: h1::Client<Stream>) {
 }
 
 /// HTTP/2 until either side closes. Draining: GOAWAY, and the connection ends after the streams in flight.
-pub async fn http2(conn: Connection, io: Stream, prefix: Bytes) {
+pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
     let config = h2::Config {
         max_concurrent_streams: defaults::H2_MAX_STREAMS,
         max_header_list: defaults::HEAD_BYTES as u32,
         ..h2::Config::default()
     };
     let (driver, mut accept) = h2::server(io, prefix, config);
-    let conn = Rc::new(conn);
     let stop = conn.shard.stop.clone();
     let serve = async {
         let mut draining = false;

@@ -1,0 +1,213 @@
+//! `meshctl tap`.
+
+use crate::connect::Scope;
+use crate::error::Result;
+use crate::output::{Format, paint};
+use crate::sandbox::state::Mesh;
+use crate::tapping::{self, Filter, address, method_name, micros};
+use futures_util::StreamExt;
+use linkerd2_proxy_api::http_types::{self, headers::Header};
+use linkerd2_proxy_api::tap::tap_event::http::{Event, StreamId};
+use linkerd2_proxy_api::tap::tap_event::{self, EndpointMeta, ProxyDirection};
+use linkerd2_proxy_api::tap::{TapEvent, eos};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Show requests as they happen
+///
+/// Three lines for each: its request, the head of the response, the end of it.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:
+  meshctl tap web
+  meshctl tap web --to orders --path /orders
+  meshctl tap web -o json | jq 'select(.responseInitEvent.httpStatus >= 500)'")]
+pub struct Args {
+    /// Services or replicas whose proxies are tapped (default: all)
+    names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) scope: Scope,
+    #[command(flatten)]
+    filter: Filter,
+    /// End after this time (default: with Ctrl-C)
+    #[arg(long, value_parser = tapping::limit)]
+    duration: Option<Duration>,
+    /// wide adds labels, json has headers as well
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+/// Prints until the time is over, or for ever.
+pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
+    let workloads = args.scope.workloads(&mesh, &args.names).await?;
+    let mut events = tapping::open(&workloads, &args.filter, args.output == Format::Json).await?;
+    let over = async {
+        match args.duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(over);
+    loop {
+        let event = tokio::select! {
+            () = &mut over => return Ok(ExitCode::SUCCESS),
+            event = events.next() => event,
+        };
+        let Some((_, event)) = event else { return Ok(ExitCode::SUCCESS) };
+        let line = match args.output {
+            Format::Json => json_of(&event).map(|value| value.to_string()),
+            format => text_of(&event, format == Format::Wide),
+        };
+        // A closed pipe (`| head`) is the end.
+        if let Some(line) = line
+            && writeln!(std::io::stdout(), "{line}").is_err()
+        {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+fn direction(event: &TapEvent) -> &'static str {
+    match event.proxy_direction() {
+        ProxyDirection::Inbound => "in",
+        ProxyDirection::Outbound => "out",
+        ProxyDirection::Unknown => "?",
+    }
+}
+
+fn labels(meta: &Option<EndpointMeta>) -> BTreeMap<&String, &String> {
+    meta.as_ref().map(|meta| meta.labels.iter().collect()).unwrap_or_default()
+}
+
+/// `true`, or why not. On the side where the other proxy is.
+fn tls(event: &TapEvent) -> String {
+    let meta = match event.proxy_direction() {
+        ProxyDirection::Outbound => &event.destination_meta,
+        _ => &event.source_meta,
+    };
+    labels(meta).get(&"tls".to_string()).map(|tls| tls.to_string()).unwrap_or_else(|| "no_tls".into())
+}
+
+fn http(event: &TapEvent) -> Option<&Event> {
+    match event.event.as_ref()? {
+        tap_event::Event::Http(http) => http.event.as_ref(),
+    }
+}
+
+fn id(id: &Option<StreamId>) -> String {
+    id.as_ref().map_or_else(|| "?".into(), |id| format!("{}:{}", id.base, id.stream))
+}
+
+/// The line that linkerd prints.
+fn text_of(event: &TapEvent, wide: bool) -> Option<String> {
+    let at = |end| address(end).map_or_else(|| "?".into(), |address| address.to_string());
+    let flow = format!(
+        "proxy={} src={} dst={} tls={}",
+        direction(event),
+        at(&event.source),
+        at(&event.destination),
+        tls(event)
+    );
+    let mut line = match http(event)? {
+        Event::RequestInit(request) => format!(
+            "{} id={} {flow} :method={} :authority={} :path={}",
+            paint("req", "36"),
+            id(&request.id),
+            method_name(&request.method),
+            clean(&request.authority),
+            clean(&request.path)
+        ),
+        Event::ResponseInit(response) => {
+            let colour = if response.http_status >= 500 { "31" } else { "32" };
+            let status = paint(response.http_status, colour);
+            let latency = micros(&response.since_request_init);
+            format!("{} id={} {flow} :status={status} latency={latency}µs", paint("rsp", "36"), id(&response.id))
+        }
+        Event::ResponseEnd(end) => {
+            let eos = match end.eos.as_ref().and_then(|eos| eos.end.as_ref()) {
+                Some(eos::End::GrpcStatusCode(code)) => format!(" grpc-status={code}"),
+                Some(eos::End::ResetErrorCode(code)) => format!(" reset-error={code}"),
+                None => String::new(),
+            };
+            let duration = micros(&end.since_response_init);
+            let length = end.response_bytes;
+            format!(
+                "{} id={} {flow}{eos} duration={duration}µs response-length={length}B",
+                paint("end", "36"),
+                id(&end.id)
+            )
+        }
+    };
+    if wide {
+        for (end, meta) in [("src", &event.source_meta), ("dst", &event.destination_meta)] {
+            for (key, value) in labels(meta).into_iter().filter(|(key, _)| *key != "tls") {
+                line.push_str(&format!(" {end}_{key}={}", clean(value)));
+            }
+        }
+        let route = event.route_meta.as_ref().map(|meta| meta.labels.iter().collect::<BTreeMap<_, _>>());
+        for (key, value) in route.unwrap_or_default() {
+            line.push_str(&format!(" rt_{key}={}", clean(value)));
+        }
+    }
+    Some(line)
+}
+
+/// What a peer wrote must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The object that linkerd prints.
+fn json_of(event: &TapEvent) -> Option<Value> {
+    let end = |address_: &Option<_>, meta| match address(address_) {
+        Some(at) => json!({ "ip": at.ip().to_string(), "port": at.port(), "metadata": labels(meta) }),
+        None => Value::Null,
+    };
+    let mut value = json!({
+        "source": end(&event.source, &event.source_meta),
+        "destination": end(&event.destination, &event.destination_meta),
+        "routeMeta": event.route_meta.as_ref().map(|meta| &meta.labels),
+        "proxyDirection": event.proxy_direction().as_str_name(),
+    });
+    let id = |id: &Option<StreamId>| id.as_ref().map(|id| json!({ "base": id.base, "stream": id.stream }));
+    let (key, inner) = match http(event)? {
+        Event::RequestInit(request) => (
+            "requestInitEvent",
+            json!({
+                "id": id(&request.id), "method": method_name(&request.method), "authority": request.authority,
+                "path": request.path, "headers": headers(&request.headers),
+            }),
+        ),
+        Event::ResponseInit(response) => (
+            "responseInitEvent",
+            json!({
+                "id": id(&response.id), "sinceRequestInitMicros": micros(&response.since_request_init),
+                "httpStatus": response.http_status, "headers": headers(&response.headers),
+            }),
+        ),
+        Event::ResponseEnd(end) => {
+            let (grpc, reset) = match end.eos.as_ref().and_then(|eos| eos.end.as_ref()) {
+                Some(eos::End::GrpcStatusCode(code)) => (Some(*code), None),
+                Some(eos::End::ResetErrorCode(code)) => (None, Some(*code)),
+                None => (None, None),
+            };
+            (
+                "responseEndEvent",
+                json!({
+                    "id": id(&end.id), "sinceRequestInitMicros": micros(&end.since_request_init),
+                    "sinceResponseInitMicros": micros(&end.since_response_init), "responseBytes": end.response_bytes,
+                    "grpcStatusCode": grpc, "resetErrorCode": reset, "trailers": headers(&end.trailers),
+                }),
+            )
+        }
+    };
+    value[key] = inner;
+    Some(value)
+}
+
+fn headers(headers: &Option<http_types::Headers>) -> Vec<Value> {
+    let one = |header: &Header| json!({ "name": header.name, "value": String::from_utf8_lossy(&header.value) });
+    headers.as_ref().map(|headers| headers.headers.iter().map(one).collect()).unwrap_or_default()
+}

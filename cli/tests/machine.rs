@@ -1,0 +1,161 @@
+//! The mesh of one machine with the real program: what `meshctl demo` and `meshctl run` promise. Needs namespaces (root,
+//! or unprivileged user namespaces); says so and passes where the machine forbids them.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn meshctl(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+    command.env("MESHCTL_STATE", state).env_remove("MESHCTL_MESH").env("NO_COLOR", "1");
+    command
+}
+
+/// A folder of its own, so that tests don't see each other's meshes. Short: a Unix socket's path has 107 bytes.
+fn state() -> tempfile::TempDir {
+    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    tempfile::Builder::new().prefix("mesh").permissions(owner_only).tempdir_in("/tmp").unwrap()
+}
+
+fn namespaces_forbidden() -> bool {
+    let check = meshctl(state().path()).args(["check", "--pre"]).output().unwrap();
+    let forbidden = !check.status.success();
+    // Anything else that is wrong here is a failure.
+    assert!(!forbidden || text(&check).contains("not allowed here"), "{}", text(&check));
+    if forbidden {
+        eprintln!("skipped: {}", text(&check));
+    }
+    forbidden
+}
+
+fn text(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Ends with the test, however that ends.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for a condition, at most a time that a loaded machine needs.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 40 s: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// How many processes are in a PID namespace, as `/proc/PID/ns/pid` names it.
+fn processes_in(namespace: &Path) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|entry| std::fs::read_link(entry.path().join("ns/pid")).is_ok_and(|ns| ns == namespace)).count()
+}
+
+#[test]
+fn the_demo_meshes_everything_and_hides_the_flaky_replica() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let output = meshctl(state.path()).args(["demo", "--duration", "6s", "-o", "json"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let total = &summary["total"];
+    assert!(total["success"].as_f64().unwrap() > 60.0, "{summary:#}");
+    assert!(total["success_rate"].as_f64().unwrap() > 0.99, "{summary:#}");
+    for service in ["web", "catalog", "orders", "prices", "ledger", "vault"] {
+        let row = &summary["services"][service];
+        assert_eq!(row["meshed"], row["replicas"], "{service}: {summary:#}");
+        assert_eq!(row["mtls_share"], 1.0, "{service}: {summary:#}");
+    }
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "the demo leaves nothing behind");
+}
+
+#[test]
+fn a_killed_demo_leaves_no_process() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let mut demo = Running::start(meshctl(state.path()).arg("demo"));
+    eventually("the demo can be looked at", || {
+        let stat = meshctl(state.path()).args(["stat", "-t", "0", "-o", "json"]).output().unwrap();
+        stat.status.success() && serde_json::from_slice::<Value>(&stat.stdout).is_ok_and(|v| v.as_array().is_some())
+    });
+    let pid = std::fs::read_to_string(state.path().join("demo/pid")).unwrap();
+    let namespace = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert!(processes_in(&namespace) > 20, "programs and proxies run");
+    demo.0.kill().unwrap();
+    demo.0.wait().unwrap();
+    eventually("all of its processes are gone", || processes_in(&namespace) == 0);
+    let stat = meshctl(state.path()).arg("stat").output().unwrap();
+    assert!(text(&stat).contains("no mesh runs here"), "{}", text(&stat));
+}
+
+#[test]
+fn a_program_is_reached_by_its_name_and_its_exit_code_is_kept() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let client =
+        |script: &str| meshctl(state.path()).args(["run", "client", "--", "bash", "-c", script]).output().unwrap();
+    assert_eq!(client("exit 7").status.code(), Some(7));
+    assert_eq!(client("kill -9 $$").status.code(), Some(137));
+
+    // Any program; this one greets every client, on a port that says nothing about its protocol.
+    let program = ["run", "greeter", "--port", "7070", "--", env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"];
+    let mut server = Running::start(meshctl(state.path()).args(program));
+    eventually("the greeter greets", || {
+        assert!(server.0.try_wait().unwrap().is_none(), "the greeter has ended");
+        text(&client("exec 3<>/dev/tcp/greeter/7070 && timeout 2 head -1 <&3")).contains("LEDGER ready")
+    });
+    let edges = meshctl(state.path()).args(["edges", "-o", "json"]).output().unwrap();
+    assert!(text(&edges).contains("\"secured\": true"), "{}", text(&edges));
+}
+
+#[test]
+fn an_ordinary_user_needs_no_root_and_stays_that_user() {
+    const NOBODY: u32 = 65534;
+    // Only root can become somebody else; for everybody else all tests are this one.
+    if !is_root() || namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let (program, own) = (state.path().join("meshctl"), state.path().join("state"));
+    std::fs::copy(env!("CARGO_BIN_EXE_meshctl"), &program).unwrap();
+    std::os::unix::fs::chown(state.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut run = Command::new(&program);
+    run.uid(NOBODY).gid(NOBODY).current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("MESHCTL_STATE", &own);
+    let script = "id -u; grep CapEff /proc/self/status; getent hosts web.default";
+    let output = run.args(["run", "web", "--port", "80", "--", "sh", "-c", script]).output().unwrap();
+    if text(&output).contains("not allowed here") {
+        return eprintln!("skipped: {}", text(&output));
+    }
+    assert!(output.status.success(), "{}", text(&output));
+    let text = text(&output);
+    for expected in ["65534\n", "CapEff:\t0000000000000000", "web.default.svc.cluster.local"] {
+        assert!(text.contains(expected), "{expected:?} in {text}");
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}

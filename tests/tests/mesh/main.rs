@@ -1,0 +1,42 @@
+//! The mesh on loopback: each file is a feature in users' words.
+
+#![allow(clippy::unwrap_used)]
+
+mod http1;
+mod http2_grpc;
+mod mtls;
+mod opaque_tcp;
+mod smuggling;
+
+use gossamer_tests::app::{self, Handler, Http};
+use gossamer_tests::mesh::{Mesh, Proxy};
+use std::net::SocketAddr;
+
+/// The smallest mesh: `shop` calls `web` on port 8080. Fields are dropped in this order.
+struct Pair {
+    shop: Proxy,
+    web: Proxy,
+    mesh: Mesh,
+}
+
+impl Pair {
+    async fn new(handler: Handler) -> Pair {
+        let mesh = Mesh::start().await;
+        let web = mesh.workload("web").serve(8080, handler).start().await;
+        let shop = mesh.workload("shop").calls(WEB).start().await;
+        Pair { shop, web, mesh }
+    }
+
+    /// The local port that leads to `web`.
+    fn entry(&self) -> SocketAddr {
+        self.shop.to(WEB)
+    }
+}
+
+const WEB: &str = "web:8080";
+
+/// A pair with the HTTP application.
+async fn http_pair() -> (Pair, Http) {
+    let app = app::http("web");
+    (Pair::new(app.handler()).await, app)
+}

@@ -1,0 +1,11 @@
+//! Programs that others wrote, against our proxies: each file is one of them.
+//!
+//! They are Go programs of the module `tests/peers`, built here with `go`, or found in the folder `MESH_PEERS_BIN`.
+
+#![allow(clippy::unwrap_used)]
+
+mod grpc_interop;
+mod h2spec;
+mod promtool;
+mod spiffe;
+mod tools;
