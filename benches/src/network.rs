@@ -30,8 +30,8 @@ pub(crate) fn enter(proxy: &Path) -> anyhow::Error {
         Ok(own) => own,
         Err(error) => return error.into(),
     };
-    // Ten thousand idle connections are two descriptors each in a relay.
-    let script = "ulimit -n 65536 2>/dev/null; mkdir -p /run/netns; mount -t tmpfs bench /run/netns; exec \"$0\" \"$@\"";
+    // Ten thousand idle connections are as many descriptors.
+    let script = "ulimit -n $(ulimit -Hn); mkdir -p /run/netns; mount -t tmpfs bench /run/netns; exec \"$0\" \"$@\"";
     let flags = ["--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"];
     let mut command = Command::new("unshare");
     command.args(flags).args(["sh", "-c", script]).arg(own).args(std::env::args_os().skip(1));

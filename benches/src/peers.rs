@@ -97,7 +97,7 @@ pub(crate) fn haproxy(pair: &Pair, folder: &Path) -> Result<[PathBuf; 2]> {
     let dir = folder.display();
     let hop = pair.server_ip();
     let tls = |side: &str| format!("ssl crt {dir}/{side}.pem ca-file {dir}/ca.pem verify required ssl-min-ver TLSv1.3");
-    let head = "global\n nbthread 1\n maxconn 30000\ndefaults\n timeout connect 5s\n timeout client 300s\n timeout server 300s\n \
+    let head = "global\n nbthread 1\n maxconn 12000\n no strict-limits\ndefaults\n timeout connect 5s\n timeout client 300s\n timeout server 300s\n \
          mode http\n http-reuse always\n";
     let (client, server) = (tls("client"), tls("server"));
     let mut outbound = head.to_string();
