@@ -19,6 +19,7 @@ use gossamer_api::policy::{
 };
 use gossamer_api::process::stop::Stop;
 use gossamer_api::{defaults, process::tls::Credentials};
+use gossamer_engine::ResponseHead;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -55,7 +56,12 @@ pub struct Shard {
     ports: RefCell<HashMap<u16, Rc<Port>>>,
     /// Targets whose server was seen to speak first.
     server_first: RefCell<HashSet<SocketAddr>>,
+    /// Heads that were used, for their memory.
+    heads: RefCell<Vec<ResponseHead>>,
 }
+
+/// Used heads kept: as many as requests are commonly in flight, half a kilobyte each.
+const HEADS_KEPT: usize = 256;
 
 impl Shard {
     /// Knows nothing yet.
@@ -84,6 +90,7 @@ impl Shard {
             locals: RefCell::default(),
             ports: RefCell::default(),
             server_first: RefCell::default(),
+            heads: RefCell::default(),
         })
     }
 
@@ -206,6 +213,21 @@ impl Shard {
             }
         });
         known
+    }
+
+    /// An empty head, mostly with the memory of a used one.
+    pub fn head(&self) -> ResponseHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a head that is not needed any more.
+    pub fn give_head(&self, mut head: ResponseHead) {
+        let mut heads = self.heads.borrow_mut();
+        // One that grew large is let go: its memory would stay for ever.
+        if heads.len() < HEADS_KEPT && head.headers.byte_len() < 4096 {
+            head.clear();
+            heads.push(head);
+        }
     }
 
     /// True when this target's server was seen to speak first.

@@ -101,7 +101,7 @@ async fn forward(
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
     let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
-    let mut response = ResponseHead::default();
+    let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
 
@@ -142,7 +142,10 @@ async fn forward(
         }
         let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
         if !wait.is_zero() {
-            let wait = pin!(async { Ok::<(), Failed>(sleep(wait).await) });
+            let wait = pin!(async {
+                sleep(wait).await;
+                Ok::<(), Failed>(())
+            });
             Box::pin(exchange::before(deadline, wait)).await.map_err(|failed| failed.error)?;
         }
         body.rewind();
@@ -163,6 +166,7 @@ async fn forward(
     }
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
+    conn.shard.give_head(response);
     record.finish(&pick, streamed);
     if let Upstream::H1(client, _) = up
         && complete
