@@ -74,6 +74,9 @@ pub const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Heads of messages, HTTP/1 and HTTP/2. Source: hyper's and nginx's large limits (64 KiB).
 pub const HEAD_BYTES: usize = 64 * 1024;
+/// HTTP/2 connections to one endpoint: another is made when all streams of one are taken (1000 for a proxy of ours, often
+/// 100 for applications). Eight carry more than an endpoint serves at once.
+pub const H2_CONNECTIONS: usize = 8;
 /// Streams that a peer may have open on one HTTP/2 connection.
 pub const H2_MAX_STREAMS: u32 = 1024;
 

@@ -112,13 +112,9 @@ impl Plane {
     pub fn resolver(&self) -> Resolve {
         let standalone = self.0.standalone.clone();
         Arc::new(move |name| {
-            let address = standalone.resolve(name, "")?;
-            let v6 = match address {
-                // Only the bridge's network has both; nothing answers on a service's own IPv6 address.
-                IpAddr::V4(v4) if in_bridge(v4) => Some(IpAddr::V6(network::v6_of(v4))),
-                _ => None,
-            };
-            Some([Some(address), v6].into_iter().flatten().collect())
+            // A replica has an IPv6 address as well, but most programs listen on IPv4 alone, and a client that took
+            // the other first would get the proxy's 504: the proxy accepts before it knows.
+            Some(vec![standalone.resolve(name, "")?])
         })
     }
 
@@ -324,10 +320,6 @@ fn port(port: &Port) -> Result<PortSpec> {
     let number = u16::try_from(port.port).ok().filter(|port| *port > 0);
     let number = number.ok_or_else(|| CommandError::failed(format!("{} is no port", port.port)))?;
     Ok(PortSpec { port: number, name: port.name.clone(), app_protocol: port.app_protocol.clone() })
-}
-
-fn in_bridge(address: Ipv4Addr) -> bool {
-    (address.to_bits() ^ network::NODE.to_bits()) >> (32 - network::PREFIX) == 0
 }
 
 fn anyhow_error(error: anyhow::Error) -> CommandError {

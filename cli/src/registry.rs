@@ -4,6 +4,7 @@
 //! **Invariant:** a workload is registered exactly as long as its stream is open, so that a killed one is gone at once.
 
 use crate::error::{CommandError, Context, Result};
+use crate::output::paint_err;
 use crate::plane::Plane;
 use crate::sandbox::state::Mesh;
 use futures_util::{Stream, StreamExt, stream};
@@ -17,6 +18,7 @@ use std::future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -56,7 +58,20 @@ impl registry_server::Registry for Service {
 pub struct Client(RegistryClient<Channel>);
 
 /// Registered for as long as this lives.
-pub struct Lease(#[expect(dead_code, reason = "held, not read")] tonic::Streaming<Registered>);
+pub struct Lease(JoinHandle<()>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Holds the stream open. When the control plane ends it, people are told: what is known keeps working.
+async fn hold(mut stream: tonic::Streaming<Registered>, replica: String) {
+    while let Ok(Some(_)) = stream.message().await {}
+    let warning = paint_err("warning:", "1;33");
+    eprintln!("{warning} the mesh has ended; {replica} goes on with what it knows, and nobody new finds it");
+}
 
 impl Client {
     /// Connects to the mesh's socket.
@@ -71,7 +86,8 @@ impl Client {
         let mut stream = self.0.register(workload).await.map_err(refused)?.into_inner();
         let first = stream.message().await.map_err(refused)?;
         let registered = first.ok_or_else(|| CommandError::failed("the mesh is ending"))?;
-        Ok((registered, Lease(stream)))
+        let held = tokio::spawn(hold(stream, registered.replica.clone()));
+        Ok((registered, Lease(held)))
     }
 
     /// Everything registered, by name.

@@ -217,6 +217,17 @@ impl Error {
         }
     }
 
+    /// The service that could not be reached, where the error knows it.
+    pub fn target(&self) -> Option<&str> {
+        match self {
+            Error::Overloaded(name)
+            | Error::NoEndpoints(name)
+            | Error::NotReady(name, _)
+            | Error::Discovery(name, _) => Some(name),
+            _ => None,
+        }
+    }
+
     /// May the request be sent to another endpoint?
     pub fn again(&self) -> Again {
         match self {

@@ -194,8 +194,7 @@ async fn bytes(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut 
     let mut record = Record::connection(&conn);
     match dial(&conn, policy, &mut record).await {
         Ok(mut far) => {
-            let moved = tcp::relay(&mut near, &mut far, first, Bytes::new()).await;
-            record.closed(moved);
+            relay(&conn, record, &mut near, &mut far, first, Bytes::new()).await;
         }
         Err(error) => {
             record.failed(&error);
@@ -232,8 +231,32 @@ async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut
             }
         }
     }
-    let moved = tcp::relay(&mut near, &mut far, first.freeze(), greeting.freeze()).await;
-    record.closed(moved);
+    relay(&conn, record, &mut near, &mut far, first.freeze(), greeting.freeze()).await;
+}
+
+/// Copies until both sides have ended, or policy no longer lets the client in.
+async fn relay(
+    conn: &Connection,
+    mut record: Record<'_>,
+    near: &mut Stream,
+    far: &mut Stream,
+    first: Bytes,
+    greeting: Bytes,
+) {
+    let Side::Inbound(port, _) = &conn.side else { return };
+    let moved = tokio::select! {
+        biased;
+        moved = tcp::relay(near, far, first, greeting) => Some(moved),
+        () = port.revoked(&conn.peer) => None,
+    };
+    match moved {
+        Some(moved) => record.closed(moved),
+        None => {
+            record.terminated();
+            near.reset_on_close();
+            far.reset_on_close();
+        }
+    }
 }
 
 /// A client that speaks first after all, late.

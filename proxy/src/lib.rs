@@ -8,6 +8,7 @@
 //! discovery, identity, admin, tap; so a scrape never delays a request.
 
 pub mod accept;
+pub mod access;
 pub mod balance;
 pub mod config;
 pub mod control;

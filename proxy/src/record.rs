@@ -2,22 +2,23 @@
 //!
 //! **Invariant:** metric handles are found once per connection, endpoint or rule; a request only touches them.
 
+mod handles;
+
+pub use handles::{ConnectionMetrics, EndpointMetrics};
+
+use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
-use crate::metrics::{
-    AuthzLabels, AuthzMetrics, Direction, RequestLabels, RequestMetrics, RouteLabels, TcpLabels, TcpMetrics, TlsLabel,
-};
-use crate::policy::authorize::{Peer, PeerTls};
+use crate::metrics::{Direction, RequestMetrics, RouteLabels};
 use crate::policy::limit::Limited;
 use crate::request::routes::Rule;
 use crate::request::{Connection, Side, respond};
-use crate::shard::{Destination, PortPolicy, Shard};
+use crate::shard::PortPolicy;
 use crate::tap::{End, Observed, Tapped};
 use crate::tcp::Moved;
 use gossamer_api::authorization::Authorization;
-use gossamer_api::policy::Meta;
 use gossamer_engine::{Headers, RequestHead, ResponseHead};
-use std::cell::{OnceCell, RefCell};
+use handles::destination_tls;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,146 +28,6 @@ use tokio::time::Instant;
 /// gRPC codes that are the server's fault. Source: linkerd2-proxy classify: UNKNOWN, DEADLINE_EXCEEDED,
 /// PERMISSION_DENIED, INTERNAL, UNAVAILABLE, DATA_LOSS.
 const GRPC_FAILURES: &[u16] = &[2, 4, 7, 13, 14, 15];
-
-/// Metric handles of an endpoint, found at its first request.
-pub struct EndpointMetrics {
-    /// Requests to it.
-    pub requests: Arc<RequestMetrics>,
-    /// Connections to it.
-    pub tcp: Arc<TcpMetrics>,
-}
-
-impl EndpointMetrics {
-    fn new(shard: &Shard, direction: Direction, balancer: &Balancer, pick: &Pick) -> Self {
-        let tls = destination_tls(pick);
-        let mut requests = RequestLabels::new(direction, tls);
-        let mut tcp = TcpLabels::new(direction, false, tls);
-        (requests.target, tcp.target) = (Some(pick.info.addr), Some(pick.info.addr));
-        if direction == Direction::Outbound {
-            let authority = Some(balancer.authority.as_str());
-            (requests.authority, tcp.authority) = (authority, authority);
-            (requests.dst, tcp.dst) = (Some(&pick.info.labels), Some(&pick.info.labels));
-        }
-        let metrics =
-            EndpointMetrics { requests: shard.metrics.request_scope(requests), tcp: shard.metrics.tcp_scope(tcp) };
-        pick.pool.measure(metrics.tcp.clone());
-        metrics
-    }
-}
-
-fn destination_tls(pick: &Pick) -> TlsLabel<'_> {
-    match &pick.info.tls {
-        Some(tls) => TlsLabel::Mesh(Some(&tls.identity)),
-        None => TlsLabel::None("not_provided_by_service_discovery"),
-    }
-}
-
-/// Metric handles of a client's connection, found at its first request.
-pub struct ConnectionMetrics {
-    shard: Rc<Shard>,
-    direction: Direction,
-    target: SocketAddr,
-    server: Option<Meta>,
-    peer: PeerTls,
-    tcp: OnceCell<Arc<TcpMetrics>>,
-    /// By rule and authorization: nearly always one.
-    rules: RefCell<Vec<(Key, Handles)>>,
-}
-
-type Key = (*const Rule, Option<Meta>);
-
-#[derive(Clone)]
-struct Handles {
-    requests: Arc<RequestMetrics>,
-    authz: Arc<AuthzMetrics>,
-}
-
-impl ConnectionMetrics {
-    /// Of a connection of our workload.
-    pub fn outbound(shard: &Rc<Shard>, _destination: &Destination, target: SocketAddr) -> Self {
-        ConnectionMetrics {
-            shard: shard.clone(),
-            direction: Direction::Outbound,
-            target,
-            server: None,
-            peer: PeerTls::None,
-            tcp: OnceCell::new(),
-            rules: RefCell::default(),
-        }
-    }
-
-    /// Of a connection to our workload.
-    pub fn inbound(shard: &Rc<Shard>, policy: Option<&PortPolicy>, peer: &Peer, target: SocketAddr) -> Self {
-        ConnectionMetrics {
-            shard: shard.clone(),
-            direction: Direction::Inbound,
-            target,
-            server: policy.map(|policy| policy.meta.clone()),
-            peer: peer.tls.clone(),
-            tcp: OnceCell::new(),
-            rules: RefCell::default(),
-        }
-    }
-
-    fn tls(&self) -> TlsLabel<'_> {
-        match (&self.peer, self.direction) {
-            (PeerTls::Identity(identity), _) => TlsLabel::Mesh(Some(identity)),
-            (PeerTls::Anonymous, _) => TlsLabel::Mesh(None),
-            (PeerTls::None, Direction::Inbound) => TlsLabel::None("no_tls_from_remote"),
-            (PeerTls::None, Direction::Outbound) => TlsLabel::None("loopback"),
-        }
-    }
-
-    /// The client's side of the connection.
-    pub fn tcp(&self) -> &Arc<TcpMetrics> {
-        self.tcp.get_or_init(|| {
-            let mut labels = TcpLabels::new(self.direction, true, self.tls());
-            labels.target = Some(self.target);
-            labels.server = self.server.as_ref();
-            self.shard.metrics.tcp_scope(labels)
-        })
-    }
-
-    fn handles(&self, policy: &PortPolicy, rule: &Rc<Rule>, by: Option<&Authorization>) -> Handles {
-        let key = (Rc::as_ptr(rule), by.map(|by| by.meta.clone()));
-        let mut known = self.rules.borrow_mut();
-        if let Some((_, handles)) = known.iter().find(|(other, _)| *other == key) {
-            return handles.clone();
-        }
-        let mut labels = RequestLabels::new(self.direction, self.tls());
-        labels.target = Some(self.target);
-        labels.server = Some(&policy.meta);
-        labels.route = Some(&rule.meta);
-        labels.authz = by.map(|by| &by.meta);
-        let authz = AuthzLabels {
-            server: &policy.meta,
-            route: Some(&rule.meta),
-            authz: by.map(|by| &by.meta),
-            tls: self.tls(),
-            target: Some(self.target),
-        };
-        let handles = Handles {
-            requests: self.shard.metrics.request_scope(labels),
-            authz: self.shard.metrics.authz_scope(authz),
-        };
-        // A policy that changes often must not make a long connection grow.
-        if known.len() >= 32 {
-            known.clear();
-        }
-        known.push((key, handles.clone()));
-        handles
-    }
-
-    fn connection_authz(&self, policy: &PortPolicy, by: Option<&Authorization>) -> Arc<AuthzMetrics> {
-        self.shard.metrics.authz_scope(AuthzLabels {
-            server: &policy.meta,
-            route: None,
-            authz: by.map(|by| &by.meta),
-            tls: self.tls(),
-            target: Some(self.target),
-        })
-    }
-}
 
 /// What happened to one request or connection.
 pub struct Record<'a> {
@@ -295,6 +156,15 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Inbound: a connection that policy ends while it lasts.
+    pub fn terminated(&mut self) {
+        if let Side::Inbound(port, _) = &self.conn.side
+            && let Some(policy) = port.current()
+        {
+            self.conn.metrics.connection_authz(&policy, None).tcp_terminate.inc();
+        }
+    }
+
     /// It is sent to this endpoint.
     pub fn attempt(&mut self, balancer: &Balancer, pick: &Pick, head: &RequestHead) {
         let metrics = self.measure(balancer, pick);
@@ -413,6 +283,12 @@ impl<'a> Record<'a> {
         if let Some(tapped) = &mut self.tapped {
             tapped.response(&respond::compose(error, false).0, Instant::now());
         }
+        if self.http && self.metrics.is_none() {
+            // Not one endpoint saw it, and it counts all the same.
+            let metrics = self.conn.metrics.unserved(error);
+            metrics.request();
+            self.metrics = Some(metrics);
+        }
         if !matches!(error, Error::Redirect { .. }) {
             self.failure = Some(error.reason());
             self.count_error(error);
@@ -491,7 +367,7 @@ impl<'a> Record<'a> {
             "head_ns": self.latency.as_nanos() as u64,
             "total_ns": self.start.elapsed().as_nanos() as u64,
         });
-        println!("{line}");
+        access::log(line.to_string());
     }
 }
 

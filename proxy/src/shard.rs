@@ -1,31 +1,33 @@
 //! What one data thread knows: destinations in use, their balancers, the workload's ports. No lock: nothing here is
 //! shared between threads.
 
+mod destination;
+mod port;
+
+pub use destination::{Declared, Destination, Policy};
+pub use port::{Port, PortPolicy};
+
 use crate::balance::connect::Connector;
 use crate::balance::{Balancer, Rules};
-use crate::config::{Config, DefaultPolicy};
-use crate::control::{Control, Discovered, Target};
-use crate::error::Error;
+use crate::config::Config;
+use crate::control::{Control, Target};
 use crate::metrics::{BackendLabels, Metrics};
-use crate::policy::limit::RateLimiter;
-use crate::request::routes::{self, Routes, TcpRoutes};
+use crate::request::routes;
 use crate::tap::Taps;
-use gossamer_api::authorization::{self as authz, Authentication, Authorization, InboundHttp, InboundProtocol, Server};
-use gossamer_api::endpoint::{Endpoint, Labels};
-use gossamer_api::policy::{
-    Backend, BackendTarget, Breaker, Distribution, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy,
-    OutboundProtocol, Queue, RouteBackend, TcpRoute, TcpRule,
-};
+use destination::follow;
+use gossamer_api::endpoint::Endpoint;
+use gossamer_api::policy::{Backend, BackendTarget, Breaker, Meta};
 use gossamer_api::process::stop::Stop;
 use gossamer_api::{defaults, process::tls::Credentials};
+use gossamer_engine::ResponseHead;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 /// How often idle connections and unused destinations are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -54,7 +56,12 @@ pub struct Shard {
     ports: RefCell<HashMap<u16, Rc<Port>>>,
     /// Targets whose server was seen to speak first.
     server_first: RefCell<HashSet<SocketAddr>>,
+    /// Heads that were used, for their memory.
+    heads: RefCell<Vec<ResponseHead>>,
 }
+
+/// Used heads kept: as many as requests are commonly in flight, half a kilobyte each.
+const HEADS_KEPT: usize = 256;
 
 impl Shard {
     /// Knows nothing yet.
@@ -83,6 +90,7 @@ impl Shard {
             locals: RefCell::default(),
             ports: RefCell::default(),
             server_first: RefCell::default(),
+            heads: RefCell::default(),
         })
     }
 
@@ -211,6 +219,21 @@ impl Shard {
         known
     }
 
+    /// An empty head, mostly with the memory of a used one.
+    pub fn head(&self) -> ResponseHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a head that is not needed any more.
+    pub fn give_head(&self, mut head: ResponseHead) {
+        let mut heads = self.heads.borrow_mut();
+        // One that grew large is let go: its memory would stay for ever.
+        if heads.len() < HEADS_KEPT && head.headers.byte_len() < 4096 {
+            head.clear();
+            heads.push(head);
+        }
+    }
+
     /// True when this target's server was seen to speak first.
     pub fn speaks_first(&self, target: SocketAddr) -> bool {
         self.server_first.borrow().contains(&target)
@@ -222,300 +245,5 @@ impl Shard {
         if known.len() < defaults::DISCOVERY_CACHE {
             known.insert(target);
         }
-    }
-}
-
-/// A target of the workload's connections and how they are treated now.
-pub struct Destination {
-    /// What the workload asked for.
-    pub target: Target,
-    policy: RefCell<Option<Result<Rc<Policy>, Arc<str>>>>,
-    changed: Notify,
-    used: Cell<Instant>,
-}
-
-/// Compiled outbound policy.
-pub struct Policy {
-    /// What the target is.
-    pub meta: Meta,
-    /// What is known of its protocol.
-    pub protocol: Declared,
-    /// Routes for HTTP/1.
-    pub http1: Rc<Routes>,
-    /// Routes for HTTP/2 and gRPC.
-    pub http2: Rc<Routes>,
-    /// Routes for bytes.
-    pub tcp: Rc<TcpRoutes>,
-}
-
-impl Policy {
-    /// True when no connection and no request can pass.
-    pub fn refuses_all(&self) -> bool {
-        self.protocol == Declared::Opaque && self.tcp.choose(None, "").is_err()
-    }
-}
-
-/// What is known of a target's protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Declared {
-    /// Nothing.
-    Unknown,
-    /// HTTP of some version: no need to suspect a server that speaks first.
-    Http,
-    /// Bytes.
-    Opaque,
-    /// TLS of the application.
-    Tls,
-}
-
-impl Destination {
-    /// How it is treated now; waits for the control plane's first word.
-    pub async fn policy(&self) -> Result<Rc<Policy>, Error> {
-        let wait = async {
-            loop {
-                let changed = self.changed.notified();
-                match &*self.policy.borrow() {
-                    Some(Ok(policy)) => return Ok(policy.clone()),
-                    Some(Err(reason)) => return Err(Error::Discovery(self.target.to_string(), reason.clone())),
-                    None => {}
-                }
-                changed.await;
-            }
-        };
-        // The control plane's client gives up first, with a reason; this is the bound in any case.
-        timeout(defaults::DISCOVERY_TIMEOUT + Duration::from_millis(80), wait).await.unwrap_or_else(|_| {
-            Err(Error::Discovery(self.target.to_string(), "no answer from the control plane".into()))
-        })
-    }
-
-    /// How it is treated now, if that is known.
-    pub fn current(&self) -> Option<Rc<Policy>> {
-        match &*self.policy.borrow() {
-            Some(Ok(policy)) => Some(policy.clone()),
-            _ => None,
-        }
-    }
-
-    fn update(&self, shard: &Rc<Shard>, discovered: Discovered<OutboundPolicy>) {
-        let next = match (discovered, &self.target) {
-            (Discovered::Pending, _) => return,
-            (Discovered::Known(policy), _) => Ok(Rc::new(compile(shard, &policy))),
-            // Outside of the mesh, or of the cluster while the control plane is away: as without a mesh.
-            (Discovered::Absent, Target::Addr(addr)) => Ok(Rc::new(compile(shard, &forward(*addr)))),
-            (Discovered::Failed(_), Target::Addr(addr)) if !shard.config.in_cluster(addr.ip()) => {
-                Ok(Rc::new(compile(shard, &forward(*addr))))
-            }
-            (Discovered::Absent, Target::Authority(_)) => Err("the control plane does not know that name".into()),
-            (Discovered::Failed(reason), _) => Err(reason),
-        };
-        let mut policy = self.policy.borrow_mut();
-        // Last known good stays in force.
-        if next.is_ok() || !matches!(&*policy, Some(Ok(_))) {
-            *policy = Some(next);
-        }
-        drop(policy);
-        self.changed.notify_waiters();
-    }
-}
-
-async fn follow(
-    shard: Weak<Shard>,
-    destination: Weak<Destination>,
-    mut receiver: watch::Receiver<Discovered<OutboundPolicy>>,
-) {
-    loop {
-        let now = receiver.borrow_and_update().clone();
-        let (Some(shard), Some(destination)) = (shard.upgrade(), destination.upgrade()) else { return };
-        destination.update(&shard, now);
-        drop((shard, destination));
-        if receiver.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn compile(shard: &Rc<Shard>, policy: &OutboundPolicy) -> Policy {
-    let none = HttpRoutes::default();
-    let (protocol, http1, http2, tcp): (_, &HttpRoutes, &HttpRoutes, &[TcpRoute]) = match &policy.protocol {
-        OutboundProtocol::Detect { http1, http2, opaque, .. } => (Declared::Unknown, http1, http2, opaque),
-        OutboundProtocol::Http1(http) | OutboundProtocol::Http2(http) | OutboundProtocol::Grpc(http) => {
-            (Declared::Http, http, http, &[])
-        }
-        OutboundProtocol::Opaque(tcp) => (Declared::Opaque, &none, &none, tcp),
-        OutboundProtocol::Tls(tcp) => (Declared::Tls, &none, &none, tcp),
-    };
-    let compiled = Rc::new(Routes::outbound(shard, http1));
-    for problem in compiled.problems() {
-        tracing::warn!(target = %policy.meta, problem, "a route's match never matches");
-    }
-    let same = std::ptr::eq(http1, http2) || http1 == http2;
-    Policy {
-        meta: policy.meta.clone(),
-        protocol,
-        http2: if same { compiled.clone() } else { Rc::new(Routes::outbound(shard, http2)) },
-        http1: compiled,
-        tcp: Rc::new(TcpRoutes::new(shard, tcp)),
-    }
-}
-
-/// Straight to the address, whatever is spoken.
-fn forward(addr: SocketAddr) -> OutboundPolicy {
-    let meta = Meta::named("egress-fallback");
-    let backend = Backend {
-        meta: meta.clone(),
-        queue: Queue { capacity: defaults::QUEUE_CAPACITY, failfast: defaults::QUEUE_FAILFAST },
-        target: BackendTarget::Forward(Box::new(Endpoint::new(addr))),
-    };
-    let http = HttpRoutes {
-        routes: vec![HttpRoute {
-            meta: meta.clone(),
-            hosts: Vec::new(),
-            rules: vec![HttpRule {
-                backends: Distribution::First(vec![RouteBackend { backend: backend.clone(), filters: Vec::new() }]),
-                ..HttpRule::default()
-            }],
-            grpc: false,
-        }],
-        breaker: None,
-    };
-    let opaque = vec![TcpRoute {
-        meta: meta.clone(),
-        snis: Vec::new(),
-        rules: vec![TcpRule { backends: Distribution::First(vec![backend]), refuse: None }],
-    }];
-    OutboundPolicy {
-        meta,
-        protocol: OutboundProtocol::Detect {
-            timeout: defaults::DETECT_PATIENCE,
-            http1: http.clone(),
-            http2: http,
-            opaque,
-        },
-    }
-}
-
-/// One of the workload's ports and who may use it.
-pub struct Port {
-    /// Its number.
-    pub port: u16,
-    policy: RefCell<Option<Result<Rc<PortPolicy>, Arc<str>>>>,
-    changed: Notify,
-}
-
-/// Compiled inbound policy.
-pub struct PortPolicy {
-    /// The server object.
-    pub meta: Meta,
-    /// For metrics.
-    pub labels: Labels,
-    /// What is known of its protocol.
-    pub protocol: Declared,
-    /// Who may connect.
-    pub authorizations: Vec<Authorization>,
-    /// Who may request what.
-    pub http: Rc<Routes>,
-    /// Requests per second.
-    pub limit: Option<RateLimiter>,
-}
-
-impl Port {
-    /// Who may use it; waits for the control plane's first word. Without one nobody may: fails closed.
-    pub async fn policy(&self) -> Result<Rc<PortPolicy>, Error> {
-        let name = || format!("port {}", self.port);
-        let wait = async {
-            loop {
-                let changed = self.changed.notified();
-                match &*self.policy.borrow() {
-                    Some(Ok(policy)) => return Ok(policy.clone()),
-                    Some(Err(reason)) => return Err(Error::Discovery(name(), reason.clone())),
-                    None => {}
-                }
-                changed.await;
-            }
-        };
-        timeout(defaults::DISCOVERY_TIMEOUT + Duration::from_millis(80), wait)
-            .await
-            .unwrap_or_else(|_| Err(Error::Discovery(name(), "no answer from the control plane".into())))
-    }
-
-    /// Who may use it, if that is known.
-    pub fn current(&self) -> Option<Rc<PortPolicy>> {
-        match &*self.policy.borrow() {
-            Some(Ok(policy)) => Some(policy.clone()),
-            _ => None,
-        }
-    }
-
-    fn update(&self, config: &Config, discovered: Discovered<Server>) {
-        let next = match discovered {
-            Discovered::Pending => return,
-            Discovered::Known(server) => Ok(Rc::new(PortPolicy::compile(&server))),
-            Discovered::Absent => {
-                let opaque = config.opaque_ports.contains(self.port);
-                Ok(Rc::new(PortPolicy::compile(&default_server(config, opaque))))
-            }
-            Discovered::Failed(reason) => Err(reason),
-        };
-        let mut policy = self.policy.borrow_mut();
-        if next.is_ok() || !matches!(&*policy, Some(Ok(_))) {
-            *policy = Some(next);
-        }
-        drop(policy);
-        self.changed.notify_waiters();
-    }
-}
-
-impl PortPolicy {
-    fn compile(server: &Server) -> Self {
-        let none = InboundHttp::default();
-        let (protocol, http, grpc) = match &server.protocol {
-            InboundProtocol::Detect { http, .. } => (Declared::Unknown, http, false),
-            InboundProtocol::Http1(http) | InboundProtocol::Http2(http) => (Declared::Http, http, false),
-            InboundProtocol::Grpc(http) => (Declared::Http, http, true),
-            InboundProtocol::Opaque => (Declared::Opaque, &none, false),
-            InboundProtocol::Tls => (Declared::Tls, &none, false),
-        };
-        PortPolicy {
-            meta: server.meta.clone(),
-            labels: server.labels.clone(),
-            protocol,
-            authorizations: server.authorizations.clone(),
-            http: Rc::new(Routes::inbound(http, &server.meta, &server.authorizations, grpc)),
-            limit: http.rate_limit.as_ref().map(|limit| RateLimiter::new(limit, Instant::now())),
-        }
-    }
-}
-
-/// What `default-inbound-policy` says, for a proxy without a control plane or a port that it does not know.
-fn default_server(config: &Config, opaque: bool) -> Server {
-    let everywhere =
-        || [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|ip| ipnet::IpNet::new(ip, 0)).into_iter().flatten();
-    let anybody = Authentication::Unauthenticated;
-    let members = Authentication::Identities { names: Vec::new(), suffixes: vec![String::new()] };
-    let cluster = || config.cluster_networks.clone();
-    let (name, networks, authentication): (_, Vec<ipnet::IpNet>, _) = match config.default_policy {
-        DefaultPolicy::AllUnauthenticated => ("all-unauthenticated", everywhere().collect(), anybody),
-        DefaultPolicy::AllAuthenticated => ("all-authenticated", everywhere().collect(), members),
-        DefaultPolicy::ClusterUnauthenticated => ("cluster-unauthenticated", cluster(), anybody),
-        DefaultPolicy::ClusterAuthenticated => ("cluster-authenticated", cluster(), members),
-        DefaultPolicy::Deny => ("deny", Vec::new(), anybody),
-        DefaultPolicy::Audit => ("audit", everywhere().collect(), anybody),
-    };
-    let meta = Meta::named(name);
-    let authorization = Authorization {
-        meta: meta.clone(),
-        networks: networks.into_iter().map(|net| authz::Network { net, except: Vec::new() }).collect(),
-        authentication,
-        labels: Labels::new(),
-    };
-    Server {
-        meta,
-        protocol: match opaque {
-            true => InboundProtocol::Opaque,
-            false => InboundProtocol::Detect { timeout: defaults::DETECT_PATIENCE, http: InboundHttp::default() },
-        },
-        ips: Vec::new(),
-        authorizations: if config.default_policy == DefaultPolicy::Deny { Vec::new() } else { vec![authorization] },
-        labels: Labels::new(),
     }
 }

@@ -110,9 +110,8 @@ impl Pick {
         Pick { endpoint, admission: Cell::new(admission), started: Cell::new(now) }
     }
 
-    /// A connection is there: latency counts from now. A handshake says nothing about how fast the endpoint answers, and
-    /// as the peak would keep a new endpoint from being used for seconds.
-    pub fn begin(&self, now: Instant) {
+    /// The request goes out now: making the connection says nothing about the endpoint's latency.
+    pub fn sent(&self, now: Instant) {
         self.started.set(now);
     }
 

@@ -11,6 +11,8 @@ pub mod connect;
 mod endpoint;
 pub mod ewma;
 pub mod pool;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 
 pub use endpoint::{Endpoint, Pick};
@@ -67,7 +69,8 @@ pub struct Balancer {
     changed: Notify,
     waiting: Cell<u32>,
     shown: Shown,
-    failing_since: Cell<Option<Instant>>,
+    /// Since when nobody accepts connections, and when that was last seen.
+    failing: Cell<Option<(Instant, Instant)>>,
 }
 
 enum State {
@@ -90,7 +93,7 @@ impl Balancer {
             state: RefCell::new(State::Pending),
             changed: Notify::new(),
             waiting: Cell::new(0),
-            failing_since: Cell::new(None),
+            failing: Cell::new(None),
         }
     }
 
@@ -167,7 +170,7 @@ impl Balancer {
         *self.state.borrow_mut() = if endpoints.is_empty() { State::Empty } else { State::Ready };
         self.shown.endpoints(endpoints.len());
         *self.endpoints.borrow_mut() = endpoints;
-        self.failing_since.set(None);
+        self.failing.set(None);
     }
 
     /// Endpoints known.
@@ -235,10 +238,7 @@ impl Balancer {
                 State::Failed(reason) => return Err(Error::Discovery(self.authority.clone(), reason.clone())),
                 State::Pending => (started + defaults::DISCOVERY_TIMEOUT + Duration::from_millis(50), None),
                 State::Ready => {
-                    if self.failing_since.get().is_none() {
-                        self.failing_since.set(Some(now));
-                    }
-                    let since = self.failing_since.get().unwrap_or(now);
+                    let since = self.failing(now);
                     let next = self.endpoints.borrow().iter().filter_map(|e| e.refused_until(now)).min();
                     (since + self.rules.queue.failfast, next)
                 }
@@ -258,9 +258,19 @@ impl Balancer {
         }
     }
 
+    /// Since when nobody accepts connections. What was seen long ago was another outage: this one gets its own wait.
+    fn failing(&self, now: Instant) -> Instant {
+        let since = match self.failing.get() {
+            Some((since, seen)) if now.duration_since(seen) <= 2 * defaults::CONNECT_BACKOFF_MAX => since,
+            _ => now,
+        };
+        self.failing.set(Some((since, now)));
+        since
+    }
+
     /// A connection to some endpoint was made: the backend is alive.
     pub fn alive(&self) {
-        self.failing_since.set(None);
+        self.failing.set(None);
     }
 
     /// Closes connections that lay idle for too long.

@@ -22,6 +22,8 @@ pub struct Pool {
     connector: Rc<Connector>,
     idle: RefCell<Vec<(h1::Client<Stream>, Instant)>>,
     shared: RefCell<Shared>,
+    /// Shared ones that had no room for another stream when they were last looked at.
+    full: RefCell<Vec<h2::Client>>,
     meter: OnceCell<Arc<TcpMetrics>>,
 }
 
@@ -40,6 +42,7 @@ impl Pool {
             connector,
             idle: RefCell::default(),
             shared: RefCell::new(Shared::None),
+            full: RefCell::default(),
             meter: OnceCell::new(),
         }
     }
@@ -100,6 +103,7 @@ impl Pool {
     /// The shared HTTP/2 connection, made if there is none. The connecting goes on when this future is dropped, for
     /// whoever asks next.
     pub async fn http2(&self) -> Result<h2::Client, Error> {
+        self.make_room();
         let mut connecting = match &mut *self.shared.borrow_mut() {
             Shared::Ready(client) if client.is_usable() => return Ok(client.clone()),
             Shared::Connecting(receiver) if receiver.has_changed().is_ok() || receiver.borrow().is_some() => {
@@ -126,6 +130,23 @@ impl Pool {
             };
         }
         result
+    }
+
+    /// When the shared connection has no room for another stream, one that has takes its place, or a new one will.
+    fn make_room(&self) {
+        let mut shared = self.shared.borrow_mut();
+        let Shared::Ready(client) = &mut *shared else { return };
+        if client.has_capacity() || !client.is_usable() {
+            return;
+        }
+        let mut full = self.full.borrow_mut();
+        full.retain(h2::Client::is_usable);
+        if let Some(roomy) = full.iter_mut().find(|other| other.has_capacity()) {
+            std::mem::swap(client, roomy);
+        } else if full.len() + 1 < defaults::H2_CONNECTIONS {
+            full.push(client.clone());
+            *shared = Shared::None;
+        }
     }
 
     fn start(&self) -> watch::Receiver<Option<Result<h2::Client, Error>>> {
@@ -157,6 +178,7 @@ impl Pool {
     /// Ends all connections after what is in flight.
     pub fn close(&self) {
         self.idle.borrow_mut().clear();
+        self.full.borrow_mut().drain(..).for_each(|client| client.shutdown());
         if let Shared::Ready(client) = std::mem::replace(&mut *self.shared.borrow_mut(), Shared::None) {
             client.shutdown();
         }

@@ -1,3 +1,5 @@
+//! What a scrape shows, and what handles share.
+
 use super::*;
 use crate::metrics::registry::{IDLE, MAX_SCOPES};
 use gossamer_api::endpoint::Labels;

@@ -1,7 +1,7 @@
 //! What the proxy changes in headers: hop-by-hop fields go, the mesh's own come and go. Request in, response out.
 
 use gossamer_api::keys;
-use gossamer_engine::{Headers, RequestHead, ResponseHead, Scheme, Version};
+use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
 
 /// Fields that belong to one connection only. Source: RFC 9110 section 7.6.1.
 fn is_hop_by_hop(name: &[u8], value: &[u8]) -> bool {
@@ -99,11 +99,6 @@ pub fn response(head: &mut ResponseHead) -> bool {
             || (name != keys::HEADER_ORIG_PROTO.as_bytes() && name != keys::HEADER_PROXY_CONNECTION.as_bytes())
     });
     close
-}
-
-/// The default scheme of a request that travels as HTTP/2.
-pub fn scheme(head: &RequestHead) -> Scheme {
-    head.scheme
 }
 
 #[cfg(test)]

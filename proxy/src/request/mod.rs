@@ -101,7 +101,7 @@ async fn forward(
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
     let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
-    let mut response = ResponseHead::default();
+    let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
 
@@ -127,7 +127,7 @@ async fn forward(
         let free = matches!(&outcome, Err(failed) if failed.connecting);
         if !wanted || tunnel || !body.can_rewind() || !(free || retries < decider.limit()) {
             break outcome.map_err(|failed| match failed.error {
-                Error::NotReady(..) => cause.unwrap_or(failed.error),
+                Error::NotReady(..) => cause.map_or(failed.error, |cause: Box<Error>| *cause),
                 error => error,
             })?;
         }
@@ -143,13 +143,16 @@ async fn forward(
             Ok((pick, _)) => tried.push(pick.info.addr),
             Err(Failed { endpoint: Some(addr), error, .. }) => {
                 tried.push(addr);
-                cause = Some(error);
+                cause = Some(Box::new(error));
             }
             Err(_) => {}
         }
         let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
         if !wait.is_zero() {
-            let wait = pin!(async { Ok::<(), Failed>(sleep(wait).await) });
+            let wait = pin!(async {
+                sleep(wait).await;
+                Ok::<(), Failed>(())
+            });
             Box::pin(exchange::before(deadline, wait)).await.map_err(|failed| failed.error)?;
         }
         body.rewind();
@@ -176,6 +179,7 @@ async fn forward(
     }
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
+    conn.shard.give_head(response);
     record.finish(&pick, streamed);
     if let Upstream::H1(client, _) = up
         && complete
@@ -301,6 +305,7 @@ async fn attempt(
     let mut up = match open(&pick, head, length, tunnel).await {
         Ok(up) => {
             pick.connected();
+            pick.sent(Instant::now());
             balancer.alive();
             up
         }
@@ -357,7 +362,6 @@ async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool)
         Some(version) if pick.info.hint == ProtocolHint::Http2 && pick.info.tls.is_some() && !tunnel => Some(version),
         Some(_) => {
             let (mut client, reused) = pick.pool.http1().await?;
-            pick.begin(Instant::now());
             client.send_request(head, length);
             if length == Length::Empty {
                 client.send_end(None);
@@ -367,7 +371,6 @@ async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool)
         None => None,
     };
     let client = pick.pool.http2().await?;
-    pick.begin(Instant::now());
     if let Some(version) = upgrade {
         head.headers.set(keys::HEADER_ORIG_PROTO, version);
     }

@@ -114,7 +114,7 @@ impl Routes {
             })
         };
         if http.routes.is_empty() {
-            let router = Router::new([(&[][..], [&[][..]].into_iter())].into_iter());
+            let router = Router::new([(&[][..], [&[][..]])]);
             return Routes { router, rules: vec![vec![rule(meta, grpc, &[], authorizations)]] };
         }
         let router = Router::new(

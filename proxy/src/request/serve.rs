@@ -90,8 +90,11 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
             tokio::task::spawn_local(async move {
                 let mut down = Downstream::H2(stream);
                 let after = handle(&conn, &mut head, &mut down).await;
-                if let (After::Abort, Downstream::H2(stream)) = (after, &mut down) {
-                    stream.reset(h2::code::INTERNAL_ERROR);
+                if let Downstream::H2(stream) = &mut down {
+                    if matches!(after, After::Abort) {
+                        stream.reset(h2::code::INTERNAL_ERROR);
+                    }
+                    stream.recycle(head.headers);
                 }
             });
         }

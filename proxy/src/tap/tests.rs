@@ -1,3 +1,5 @@
+//! Who sees which requests, and what is bounded.
+
 use super::matcher::Invalid;
 use super::*;
 use api::observe_request::r#match as wire;

@@ -34,8 +34,7 @@ async fn grpc_cannot_tell_that_there_is_a_mesh() {
     // It listens on all addresses and can't be told otherwise.
     let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
     let mut serve = Command::new(&server);
-    let _server =
-        serve.args(["-port", &port.to_string()]).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let _server = serve.args(["-port", &port.to_string()]).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let target = format!("echo:{port}");
     let echo = mesh.workload("echo").port(port).start().await;
     let shop = mesh.workload("shop").calls(&target).start().await;

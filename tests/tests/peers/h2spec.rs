@@ -34,10 +34,8 @@ async fn outbound_keeps_all_rules_of_http2() {
     let _backend = backend(&h2c, (web.ip, 8080).into());
     let shop = mesh.workload("shop").calls("web:8080").start().await;
     let to = shop.to("web:8080");
-    expect::eventually("the backend listens", || async {
-        tokio::net::TcpStream::connect((web.ip, 8080)).await.ok()
-    })
-    .await;
+    expect::eventually("the backend listens", || async { tokio::net::TcpStream::connect((web.ip, 8080)).await.ok() })
+        .await;
     let (host, port) = (to.ip().to_string(), to.port().to_string());
     check(&tools::run(Command::new(&h2spec).args(["--strict", "-h", &host, "-p", &port])).await);
     let secured = web.metrics().await.sum("request_total", &[("direction", "inbound"), ("tls", "true")]);
@@ -83,7 +81,8 @@ impl Sandbox {
     /// Waits until something listens there, asked from inside of the mesh.
     async fn reachable(&self, target: &str) {
         let (host, port) = target.split_once(':').unwrap();
-        let look = format!("for i in $(seq 200); do (: <>/dev/tcp/{host}/{port}) 2>&- && exit; sleep 0.05; done; exit 1");
+        let look =
+            format!("for i in $(seq 200); do (: <>/dev/tcp/{host}/{port}) 2>&- && exit; sleep 0.05; done; exit 1");
         let skip = format!("config.gossamer.io/skip-outbound-ports={port}");
         let arguments = ["run", "look", "--annotation", &skip, "--", "bash", "-c", &look];
         tools::run(&mut self.command(&arguments)).await;

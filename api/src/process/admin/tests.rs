@@ -1,3 +1,5 @@
+//! The admin page, over real sockets.
+
 use axum::body::Body;
 use axum::http::Request;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -1,3 +1,5 @@
+//! gRPC between processes: TLS, rotation, drain, limits.
+
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use linkerd2_proxy_api::identity::identity_server::{Identity as Service, IdentityServer};
 use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse};

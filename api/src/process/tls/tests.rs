@@ -1,3 +1,5 @@
+//! Who is believed and who is not; resumption; expiry.
+
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};

@@ -1,3 +1,5 @@
+//! Heads: what is taken and what is refused, cut anywhere.
+
 use proptest::prelude::*;
 
 use super::*;

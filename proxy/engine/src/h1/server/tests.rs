@@ -1,3 +1,5 @@
+//! The server side over scripted streams.
+
 use super::*;
 use crate::h1::testing::{Script, now, poll};
 

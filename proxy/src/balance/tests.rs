@@ -1,0 +1,133 @@
+//! The balancer without a network: who is picked, who waits, and for how long.
+
+use super::*;
+use gossamer_api::policy::Backoff;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+fn balancer(rules: Rules, addresses: &[&str]) -> Balancer {
+    let connector = Connector { mark: 0, timeout: Duration::from_secs(1), credentials: watch::channel(None).1 };
+    let balancer = Balancer::new(Meta::named("test"), "web.demo:80".into(), rules, Rc::new(connector));
+    balancer.set(addresses.iter().map(|addr| Arc::new(Info::new(addr.parse().unwrap()))));
+    balancer
+}
+
+fn pick(balancer: &Balancer) -> Pick {
+    balancer.pick(Instant::now(), &[]).unwrap()
+}
+
+const A: &str = "10.0.0.1:80";
+const B: &str = "10.0.0.2:80";
+
+#[tokio::test(start_paused = true)]
+async fn the_faster_endpoint_gets_the_requests() {
+    let balancer = balancer(Rules::default(), &[A, B]);
+    let mut slow = 0;
+    for _ in 0..100 {
+        let pick = pick(&balancer);
+        let is_slow = pick.info.addr.to_string() == B;
+        tokio::time::advance(Duration::from_millis(if is_slow { 100 } else { 5 })).await;
+        pick.observe(200, None, Instant::now());
+        slow += u32::from(is_slow);
+    }
+    assert!(slow <= 10, "{slow} of 100 went to the slow one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_flight_counts() {
+    let balancer = balancer(Rules::default(), &[A, B]);
+    let held: Vec<_> = (0..10).map(|_| pick(&balancer)).collect();
+    let on_a = held.iter().filter(|pick| pick.info.addr.to_string() == A).count();
+    assert_eq!(on_a, 5);
+    drop(held);
+    assert_eq!(pick(&balancer).in_flight(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_goes_elsewhere_while_there_is_an_elsewhere() {
+    let both = balancer(Rules::default(), &[A, B]);
+    for _ in 0..20 {
+        let other = both.pick(Instant::now(), &[A.parse().unwrap()]).unwrap();
+        assert_eq!(other.info.addr.to_string(), B);
+    }
+    let one = balancer(Rules::default(), &[A]);
+    assert!(one.pick(Instant::now(), &[A.parse().unwrap()]).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejected_endpoint_rests_but_never_the_last() {
+    let backoff =
+        Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60), jitter: 0.0, respect_retry_after: false };
+    let breaker = policy::Breaker { max_failures: 3, backoff, success_rate: None, min_ready: 1 };
+    let balancer = balancer(Rules { breaker: Some(breaker), ..Rules::default() }, &[A, B]);
+    let fail_all = |addr: &str| {
+        for _ in 0..200 {
+            let pick = pick(&balancer);
+            if pick.info.addr.to_string() == addr { pick.fail(Instant::now()) } else { pick.succeed(Instant::now()) }
+        }
+    };
+    fail_all(A);
+    for _ in 0..20 {
+        assert_eq!(pick(&balancer).info.addr.to_string(), B);
+    }
+    fail_all(B);
+    assert!(balancer.pick(Instant::now(), &[]).is_some(), "somebody must serve");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let seen: std::collections::HashSet<_> = (0..50).map(|_| pick(&balancer).info.addr).collect();
+    assert_eq!(seen.len(), 2, "both are tried again after their rest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_without_endpoints_fails_at_once() {
+    let balancer = balancer(Rules::default(), &[]);
+    let started = Instant::now();
+    let Err(error) = balancer.ready(&[]).await else { panic!("there is nobody") };
+    assert_eq!(error.to_string(), "web.demo:80 has no endpoints");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_endpoints_that_come() {
+    let balancer = balancer(Rules::default(), &[A]);
+    balancer.endpoints.borrow()[0].refused(Instant::now());
+    let mut waiting = pin!(balancer.ready(&[]));
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    balancer.update(Discovered::Known(Arc::new(EndpointSet {
+        endpoints: [(B.parse().unwrap(), Arc::new(Info::new(B.parse().unwrap())))].into(),
+        exists: true,
+    })));
+    let started = Instant::now();
+    let Ok(pick) = waiting.await else { panic!("an endpoint came") };
+    assert_eq!((pick.info.addr.to_string().as_str(), started.elapsed()), (B, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_accepts_so_requests_fail_in_time_and_then_at_once() {
+    let balancer = balancer(Rules::default(), &[A]);
+    let refuse = |endpoint: &Endpoint| {
+        for _ in 0..20 {
+            endpoint.refused(Instant::now());
+        }
+    };
+    refuse(&balancer.endpoints.borrow()[0]);
+    let started = Instant::now();
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+    assert_eq!(started.elapsed(), defaults::QUEUE_FAILFAST);
+    let later = Instant::now();
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+    assert_eq!(later.elapsed(), Duration::ZERO, "who comes later does not wait for what is known to be gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let rules = Rules { queue: Queue { capacity: 2, failfast: Duration::from_secs(3) }, ..Rules::default() };
+    let balancer = balancer(rules, &[A]);
+    balancer.endpoints.borrow()[0].refused(Instant::now());
+    let mut first = pin!(balancer.ready(&[]));
+    let mut second = pin!(balancer.ready(&[]));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::Overloaded(_))));
+    assert!(first.await.is_ok(), "the endpoint's rest is shorter than the wait");
+}
