@@ -10,6 +10,7 @@ use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::metrics::{Direction, RequestMetrics, RouteLabels};
+use crate::policy::limit::Limited;
 use crate::request::routes::Rule;
 use crate::request::{Connection, Side, respond};
 use crate::shard::PortPolicy;
@@ -127,6 +128,15 @@ impl<'a> Record<'a> {
         handles.authz.http_allow.inc();
         handles.requests.request();
         self.metrics = Some(handles.requests);
+    }
+
+    /// Inbound: it was let in, and then was one too many.
+    pub fn limited(&mut self, policy: &PortPolicy, rule: &Rc<Rule>, by: &Authorization, which: Limited) {
+        let handles = self.conn.metrics.handles(policy, rule, Some(by));
+        match which {
+            Limited::Total(_) => handles.authz.http_limited_total.inc(),
+            Limited::Identity(_) => handles.authz.http_limited_identity.inc(),
+        }
     }
 
     /// Inbound: nothing let it in.

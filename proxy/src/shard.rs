@@ -127,6 +127,10 @@ impl Shard {
     pub fn destination(self: &Rc<Self>, target: &Target) -> Rc<Destination> {
         if let Some(known) = self.destinations.borrow().get(target) {
             known.used.set(Instant::now());
+            if known.current().is_none() {
+                // It may exist by now, and asking makes the control plane be asked soon.
+                drop(self.control.outbound(target));
+            }
             return known.clone();
         }
         let destination = Rc::new(Destination {

@@ -177,7 +177,8 @@ impl Frames {
 /// An HTTP application for HTTP/1 and HTTP/2 whose paths say what it does:
 ///
 /// `/echo` the request's body and trailers back, as they come; `/read` the body, once it is there; `/head` its head as text; `/status/N`; `/bytes/N`; `/slow/MS`;
-/// `/hang` never; `/flood/N` N chunks of 16 KiB as fast as they are taken; `/fail/N/KEY` 503 for the first N requests with the KEY; `/early` 413 without reading; `/drop` breaks the
+/// `/hang` never; `/flood/N` N chunks of 16 KiB as fast as they are taken; `/fail/N/KEY` 503 for the first N requests with the KEY; `/unavailable/N` the same in
+/// gRPC; `/slow-once/MS`; `/early` 413 without reading; `/drop` breaks the
 /// connection; `/cut` breaks it within the body; `/trailers`; `/upgrade` 101 and then an echo, as for CONNECT.
 ///
 /// Every answer says `x-app: NAME`. Requests with a gRPC content type get trailers with `grpc-status`.
@@ -330,6 +331,18 @@ impl Http {
                 }
                 response
             }
+            "unavailable" if !self.is_over(&path, number()) => {
+                let mut response = Response::new(empty());
+                response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+                response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+                response
+            }
+            "slow-once" => {
+                if !self.is_over(&path, 1) {
+                    tokio::time::sleep(Duration::from_millis(number())).await;
+                }
+                Response::new(full("slow\n"))
+            }
             "early" => {
                 let mut response = Response::new(full("enough\n"));
                 *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
@@ -363,6 +376,14 @@ impl Http {
         let (mut head, body) = response.into_parts();
         head.headers.insert("x-app", HeaderValue::from_static(self.name));
         Ok(Response::from_parts(head, body))
+    }
+
+    /// True from the request after the first `count` ones with that path.
+    fn is_over(&self, path: &str, count: u64) -> bool {
+        let mut failed = self.failed.lock().unwrap();
+        let seen = failed.entry(path.to_string()).or_default();
+        *seen += 1;
+        u64::from(*seen) > count
     }
 
     fn upgrade(&self, request: &mut Request<Incoming>) -> Response<Body> {

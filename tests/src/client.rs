@@ -212,12 +212,18 @@ pub struct Raw {
     pub read: bytes::BytesMut,
 }
 
+impl From<TcpStream> for Raw {
+    fn from(io: TcpStream) -> Raw {
+        Raw { io, read: bytes::BytesMut::new() }
+    }
+}
+
 impl Raw {
     /// Connects.
     pub async fn connect(addr: SocketAddr) -> Raw {
         let io = TcpStream::connect(addr).await.unwrap_or_else(|error| panic!("connect to {addr}: {error}"));
         io.set_nodelay(true).unwrap();
-        Raw { io, read: bytes::BytesMut::new() }
+        io.into()
     }
 
     /// Writes.

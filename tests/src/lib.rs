@@ -11,3 +11,4 @@ pub mod client;
 pub mod expect;
 pub mod loopback;
 pub mod mesh;
+pub mod policy;

@@ -47,6 +47,7 @@ pub struct Mesh {
     identity: SocketAddr,
     destination: SocketAddr,
     running: Mutex<Option<Plane>>,
+    anchors: Mutex<String>,
     count: AtomicUsize,
 }
 
@@ -77,6 +78,7 @@ impl Mesh {
             identity: loopback::free_port(node),
             destination: loopback::free_port(node),
             running: Mutex::default(),
+            anchors: Mutex::default(),
             count: AtomicUsize::new(0),
         };
         mesh.start_control_plane().await;
@@ -109,6 +111,7 @@ impl Mesh {
             embedded
         });
         let authority = within("the control plane starts", started).await.unwrap();
+        *self.anchors.lock().unwrap() = authority.service.anchors().pem().to_string();
         *self.running.lock().unwrap() = Some(Plane { runtime, authority });
     }
 
@@ -133,6 +136,12 @@ impl Mesh {
             let problems = self.registry.read(|index| index.problems(&key).to_vec());
             assert!(problems.is_empty(), "{key}: {problems:?}");
         }
+    }
+
+    /// The same for objects that are meant to have problems.
+    pub fn apply_unchecked(&self, yaml: &str) {
+        let objects = parse_yaml(yaml).unwrap_or_else(|errors| panic!("{errors:?}\n{yaml}"));
+        self.registry.change(&Origin::File("unchecked".into()), objects.into_iter().map(|(_, o)| Change::Apply(o)));
     }
 
     /// A workload to be started.
@@ -162,10 +171,9 @@ impl Mesh {
         credentials.expect("issued at once")
     }
 
-    /// The PEM of the trust anchors.
+    /// The PEM of the trust anchors; they outlive the control plane.
     pub fn anchors(&self) -> String {
-        let running = self.running.lock().unwrap();
-        running.as_ref().expect("the control plane runs").authority.service.anchors().pem().to_string()
+        self.anchors.lock().unwrap().clone()
     }
 }
 

@@ -106,6 +106,8 @@ async fn forward(
     rule.budget.deposit(record.start);
 
     let mut retries = 0;
+    // Why nobody could be reached, should nobody become reachable in time.
+    let mut cause = None;
     let (pick, mut up) = loop {
         let limit = rule.retry.as_ref().and_then(|retry| retry.timeout);
         let limit = limit.map(|timeout| (Instant::now() + timeout, "attempt", timeout));
@@ -115,8 +117,7 @@ async fn forward(
             exchange::before(exchange::earlier(deadline, limit), attempt).await
         };
         let wanted = match &outcome {
-            // There is no other replica to ask here, and the client's proxy decides better: ours passes it on.
-            Ok(_) if matches!(conn.side, Side::Inbound(..)) => false,
+            _ if !may_retry(conn, &outcome) => false,
             Ok(_) => decider.wants(&Outcome::Response {
                 status: response.status,
                 grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
@@ -125,7 +126,10 @@ async fn forward(
         };
         let free = matches!(&outcome, Err(failed) if failed.connecting);
         if !wanted || tunnel || !body.can_rewind() || !(free || retries < decider.limit()) {
-            break outcome.map_err(|failed| failed.error)?;
+            break outcome.map_err(|failed| match failed.error {
+                Error::NotReady(..) => cause.unwrap_or(failed.error),
+                error => error,
+            })?;
         }
         if !free {
             if !rule.budget.withdraw(Instant::now()) {
@@ -137,7 +141,10 @@ async fn forward(
         }
         match outcome {
             Ok((pick, _)) => tried.push(pick.info.addr),
-            Err(Failed { endpoint: Some(addr), .. }) => tried.push(addr),
+            Err(Failed { endpoint: Some(addr), error, .. }) => {
+                tried.push(addr);
+                cause = Some(error);
+            }
             Err(_) => {}
         }
         let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
@@ -152,6 +159,12 @@ async fn forward(
     };
 
     body.commit();
+    if conn.shard.stop.is_stopping()
+        && let Downstream::H1(server) = down
+    {
+        // The drain began while the endpoint worked: the client should not count on this connection.
+        server.set_close();
+    }
     if headers::response(&mut response) {
         pick.pool.close();
     }
@@ -206,8 +219,9 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
             };
             record.allowed(&policy, rule, &rule.authorizations[by]);
             if let Some(limit) = &policy.limit
-                && limit.check(conn.peer.tls.identity(), Instant::now()).is_err()
+                && let Err(which) = limit.check(conn.peer.tls.identity(), Instant::now())
             {
+                record.limited(&policy, rule, &rule.authorizations[by], which);
                 return Err(Error::RateLimited(policy.meta.to_string()));
             }
             (rule.clone(), found)
@@ -232,6 +246,14 @@ fn apply(
             Answer::Fail { status, message } => Error::Injected { status, message },
         },
     )
+}
+
+/// Retrying is the client's proxy's job, which may know another endpoint; proxies on both sides that did it would
+/// multiply. Inbound only an idle connection to the workload that closed as we used it is replaced.
+fn may_retry(conn: &Connection, outcome: &Result<(Pick, Upstream), Failed>) -> bool {
+    let stale =
+        |failed: &Failed| matches!(failed.error, Error::Upstream(_, gossamer_engine::Error::ClosedBeforeResponse));
+    matches!(conn.side, Side::Outbound(_)) || outcome.as_ref().is_err_and(stale)
 }
 
 /// Why an attempt failed.

@@ -58,6 +58,12 @@ pub struct RuleBackend {
     pub balancer: Rc<Balancer>,
     /// Applied after the rule's.
     pub filters: Vec<Filter>,
+    /// The object does not exist or may not be used; says which.
+    pub invalid: Option<String>,
+}
+
+fn invalid(backend: &Backend) -> Option<String> {
+    matches!(backend.target, BackendTarget::Invalid).then(|| format!("backend {} can't be used", backend.meta))
 }
 
 impl Routes {
@@ -78,6 +84,7 @@ impl Routes {
                         backends: backends(&rule.backends, |backend| RuleBackend {
                             balancer: shard.balancer(&backend.backend, routes.breaker),
                             filters: backend.filters.clone(),
+                            invalid: invalid(&backend.backend),
                         }),
                         timeouts: rule.timeouts,
                         retry: rule.retry.clone(),
@@ -156,6 +163,7 @@ impl TcpRoutes {
             Some(rule) => backends(&rule.backends, |backend: &Backend| RuleBackend {
                 balancer: shard.balancer(backend, None),
                 filters: Vec::new(),
+                invalid: invalid(backend),
             }),
             None => Backends::None,
         };
@@ -207,8 +215,16 @@ fn backends<B>(distribution: &Distribution<B>, compile: impl Fn(&B) -> RuleBacke
 }
 
 impl Backends {
-    /// One of them. Errors: there is none.
+    /// One of them. Errors: there is none, or it is the turn of one that does not exist: its share of requests fails.
     pub fn choose(&self, meta: &Meta) -> Result<&RuleBackend, Error> {
+        let backend = self.turn(meta)?;
+        match &backend.invalid {
+            Some(why) => Err(Error::InvalidPolicy(meta.to_string(), why.clone())),
+            None => Ok(backend),
+        }
+    }
+
+    fn turn(&self, meta: &Meta) -> Result<&RuleBackend, Error> {
         let none = || Error::NoEndpoints(format!("{meta} (no backend)"));
         match self {
             Backends::Local | Backends::None => Err(none()),

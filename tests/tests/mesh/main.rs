@@ -2,11 +2,23 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod authorization;
+mod balancing;
+mod control_plane_gone;
+mod drain;
+mod errors;
 mod http1;
 mod http2_grpc;
+mod loops;
+mod metrics;
 mod mtls;
 mod opaque_tcp;
+mod rate_limit;
+mod retries;
+mod routes;
 mod smuggling;
+mod tap;
+mod timeouts;
 
 use gossamer_tests::app::{self, Handler, Http};
 use gossamer_tests::mesh::{Mesh, Proxy};
