@@ -101,8 +101,10 @@ pub const CONTROL_BACKOFF_MAX: Duration = Duration::from_secs(3);
 pub const EWMA_DEFAULT_RTT: Duration = Duration::from_millis(30);
 /// The window of the peak-EWMA. Source: Linkerd 10 s.
 pub const EWMA_DECAY: Duration = Duration::from_secs(10);
-/// Requests that may wait for an endpoint. Source: Linkerd's policy controller (capacity 100).
-pub const QUEUE_CAPACITY: u32 = 100;
+/// Requests that may wait for an endpoint. A cold service gets all its first requests while its connection is made: 100,
+/// as Linkerd's policy controller sends, would refuse the rest of a burst. Source: linkerd2-proxy env.rs (10,000, which
+/// is what its proxy really uses); they cost some 2 KiB each.
+pub const QUEUE_CAPACITY: u32 = 10_000;
 /// How long they may. Source: Linkerd's policy controller sends 3 s.
 pub const QUEUE_FAILFAST: Duration = Duration::from_secs(3);
 /// Failures in a row that eject an endpoint. Source: Linkerd failure accrual (7); there it is off by default.

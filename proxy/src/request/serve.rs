@@ -87,7 +87,8 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
             };
             let Some((mut head, stream)) = next else { return };
             let conn = conn.clone();
-            tokio::task::spawn_local(async move {
+            // Boxed: the runtime moves a task's future several times.
+            tokio::task::spawn_local(Box::pin(async move {
                 let mut down = Downstream::H2(stream);
                 let after = handle(&conn, &mut head, &mut down).await;
                 if let Downstream::H2(stream) = &mut down {
@@ -96,7 +97,7 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
                     }
                     stream.recycle(head.headers);
                 }
-            });
+            }));
         }
     };
     let (ended, ()) = tokio::join!(driver, serve);
