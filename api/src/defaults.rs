@@ -66,8 +66,9 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// How long an HTTP/1 connection to an endpoint stays pooled unused. Source: Linkerd's h1 pool idle 3 s.
 pub const POOL_IDLE: Duration = Duration::from_secs(3);
-/// Idle HTTP/1 connections kept per endpoint.
-pub const POOL_SIZE: usize = 128;
+/// Idle HTTP/1 connections kept per endpoint. As many as a busy workload has at once: with fewer, every burst beyond
+/// them opens new ones (Linkerd keeps 10,000).
+pub const POOL_SIZE: usize = 1024;
 /// HTTP/2 keep-alive ping interval on the hop. Source: Linkerd `HTTP2_KEEP_ALIVE_INTERVAL`.
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the answer to a ping may take. Source: Linkerd 3 s.
@@ -101,8 +102,9 @@ pub const CONTROL_BACKOFF_MAX: Duration = Duration::from_secs(3);
 pub const EWMA_DEFAULT_RTT: Duration = Duration::from_millis(30);
 /// The window of the peak-EWMA. Source: Linkerd 10 s.
 pub const EWMA_DECAY: Duration = Duration::from_secs(10);
-/// Requests that may wait for an endpoint. Source: Linkerd's policy controller (capacity 100).
-pub const QUEUE_CAPACITY: u32 = 100;
+/// Requests that may wait for an endpoint. Source: Linkerd's proxy; the 100 that its policy controller sends is
+/// ignored there, and fails a client that starts with four HTTP/2 connections of 32 streams.
+pub const QUEUE_CAPACITY: u32 = 10_000;
 /// How long they may. Source: Linkerd's policy controller sends 3 s.
 pub const QUEUE_FAILFAST: Duration = Duration::from_secs(3);
 /// Failures in a row that eject an endpoint. Source: Linkerd failure accrual (7); there it is off by default.
