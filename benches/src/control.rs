@@ -106,7 +106,13 @@ impl Control {
         let file = self.folder.join(format!("{replica}.token"));
         std::fs::write(&file, token.secret())?;
         let workload = Workload { ns: NAMESPACE.into(), pod: replica, node_name: String::new() };
-        Ok(Meshed { identity, service: registration.service_address, token: file, workload, _held: (registration, token) })
+        Ok(Meshed {
+            identity,
+            service: registration.service_address,
+            token: file,
+            workload,
+            _held: (registration, token),
+        })
     }
 
     /// What one of our proxies is told.

@@ -90,7 +90,13 @@ const START: Duration = Duration::from_secs(15);
 
 impl Running {
     /// Starts the application and both proxies, and waits for the first answer. Needs a folder for files.
-    pub(crate) async fn start(driver: Driver, number: u8, folder: &Path, control: &Control, binary: &Path) -> Result<Running> {
+    pub(crate) async fn start(
+        driver: Driver,
+        number: u8,
+        folder: &Path,
+        control: &Control,
+        binary: &Path,
+    ) -> Result<Running> {
         let pair = Pair::new(number, &format!("{driver}{number}"))?;
         let own = std::env::current_exe()?;
         let mut serve = pair.command(&pair.server(), &own);
@@ -128,7 +134,8 @@ impl Running {
             Driver::Gossamer | Driver::Linkerd => {
                 let sides = control.register(&pair)?;
                 target = sides[1].service;
-                let mut commands = on_both_sides(&pair, if driver == Driver::Linkerd { Path::new("setpriv") } else { binary });
+                let mut commands =
+                    on_both_sides(&pair, if driver == Driver::Linkerd { Path::new("setpriv") } else { binary });
                 if driver == Driver::Linkerd {
                     for command in &mut commands {
                         let user = LINKERD_USER.to_string();
@@ -169,7 +176,10 @@ impl Running {
             _children: children,
             _mesh: mesh,
         };
-        running.first_answer(began).await.with_context(|| format!("{driver} gave no answer; see {}", folder.display()))?;
+        running
+            .first_answer(began)
+            .await
+            .with_context(|| format!("{driver} gave no answer; see {}", folder.display()))?;
         let mut pids = pids.into_iter();
         running.inbound = pids.next().map(process::family).unwrap_or_default();
         running.outbound = pids.next().map(process::family).unwrap_or_default();

@@ -44,7 +44,11 @@ pub(crate) async fn measure(running: &Running, idle: &[usize], ms: u64, binary: 
         let mut load = load.spawn()?;
         let mut lines = BufReader::new(load.stdout.take().context("piped")?).lines();
         let started = lines.next_line().await?;
-        anyhow::ensure!(started.as_deref() == Some("start"), "{}: {connections} idle connections failed", running.driver);
+        anyhow::ensure!(
+            started.as_deref() == Some("start"),
+            "{}: {connections} idle connections failed",
+            running.driver
+        );
         // What was needed for the requests may go.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let held = both(running);

@@ -135,7 +135,8 @@ impl Pair {
             (self.server(), "prerouting", format!("iifname eth0 tcp dport {{ {ports} }} redirect to :4143")),
         ];
         for (namespace, hook, rule) in rules {
-            let ruleset = format!("table ip bench {{ chain {hook} {{ type nat hook {hook} priority -100;\n{rule}\n}}\n}}");
+            let ruleset =
+                format!("table ip bench {{ chain {hook} {{ type nat hook {hook} priority -100;\n{rule}\n}}\n}}");
             shell(&format!("ip netns exec {namespace} nft -f - <<'END'\n{ruleset}\nEND"))?;
         }
         Ok(())

@@ -50,8 +50,7 @@ impl Certificates {
             let mut params = CertificateParams::new(vec![name.to_string()])?;
             // OpenSSL takes a certificate whose subject is its issuer's for a self-signed one.
             params.distinguished_name.push(DnType::CommonName, name);
-            params.extended_key_usages =
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             let key = KeyPair::generate()?;
             let certificate = params.signed_by(&key, &authority)?;
             let side = name.trim_end_matches(".bench");
@@ -103,8 +102,12 @@ pub(crate) fn haproxy(pair: &Pair, folder: &Path) -> Result<[PathBuf; 2]> {
     let mut outbound = head.to_string();
     let mut inbound = head.to_string();
     // Name, port, HTTP/2, mode.
-    let kinds =
-        [("http", HTTP, false, "http"), ("http2", HTTP2, true, "http"), ("grpc", GRPC, true, "http"), ("bulk", BULK, false, "tcp")];
+    let kinds = [
+        ("http", HTTP, false, "http"),
+        ("http2", HTTP2, true, "http"),
+        ("grpc", GRPC, true, "http"),
+        ("bulk", BULK, false, "tcp"),
+    ];
     for (name, port, http2, mode) in kinds {
         let (proto, alpn) = if http2 { ("proto h2", "alpn h2") } else { ("", "") };
         outbound += &format!(
@@ -158,9 +161,12 @@ pub(crate) fn nginx(pair: &Pair, folder: &Path) -> Result<[PathBuf; 2]> {
     outbound += &upstream("http", format!("{hop}:{}", HTTP + HOP));
     outbound += &upstream("grpc", format!("{hop}:{}", GRPC + HOP));
     let pass = to("proxy");
-    outbound += &format!("server {{ listen 127.0.0.1:{}; location / {{ proxy_pass https://http; {pass} }} }}\n", out(HTTP));
     outbound +=
-        &format!("server {{ listen 127.0.0.1:{} http2; location / {{ proxy_pass https://http; {pass} }} }}\n", out(HTTP2));
+        &format!("server {{ listen 127.0.0.1:{}; location / {{ proxy_pass https://http; {pass} }} }}\n", out(HTTP));
+    outbound += &format!(
+        "server {{ listen 127.0.0.1:{} http2; location / {{ proxy_pass https://http; {pass} }} }}\n",
+        out(HTTP2)
+    );
     outbound += &format!(
         "server {{ listen 127.0.0.1:{} http2; location / {{ grpc_pass grpcs://grpc; {} }} }} }}\n",
         out(GRPC),
@@ -178,8 +184,7 @@ pub(crate) fn nginx(pair: &Pair, folder: &Path) -> Result<[PathBuf; 2]> {
     inbound += &format!("server {{ listen {} ssl; {from} location / {{ proxy_pass http://http; }} }}\n", inn(HTTP));
     inbound +=
         &format!("server {{ listen {} ssl http2; {from} location / {{ grpc_pass grpc://grpc; }} }} }}\n", inn(GRPC));
-    inbound +=
-        &format!("stream {{ server {{ listen {} ssl; {from} proxy_pass 127.0.0.1:{BULK}; }} }}\n", inn(BULK));
+    inbound += &format!("stream {{ server {{ listen {} ssl; {from} proxy_pass 127.0.0.1:{BULK}; }} }}\n", inn(BULK));
     let without = |text: String| match stream_module() {
         Some(_) => text,
         None => text.split("stream {").next().unwrap_or_default().to_string(),

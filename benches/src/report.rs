@@ -23,7 +23,9 @@ pub(crate) fn render(results: &Results, workloads: &[Workload], rounds: usize, m
     drivers.retain(|driver| results.samples.keys().any(|(_, d)| d == driver));
     if !workloads.is_empty() {
         text += "### CPU of the pair, µs per request (bulk: s per GiB)\n\n";
-        table(&mut text, workloads, &drivers, |w, d| (d != Driver::Direct).then(|| cell(samples(results, w, d), Sample::pair)));
+        table(&mut text, workloads, &drivers, |w, d| {
+            (d != Driver::Direct).then(|| cell(samples(results, w, d), Sample::pair))
+        });
         text += "\n### Requests (bulk: MiB) per second\n\n";
         table(&mut text, workloads, &drivers, |w, d| Some(cell(samples(results, w, d), |s| s.rate)));
         let open: Vec<Workload> = workloads.iter().filter(|w| w.name.starts_with("open")).copied().collect();
@@ -98,9 +100,18 @@ fn memory(text: &mut String, results: &Results) {
     }
     text.push_str("\n### Memory (resident MiB, outbound / inbound), start and size\n\n");
     let mut rows: Vec<Vec<String>> = vec![
-        ["", "at rest", "of it anonymous", "KiB per idle connection (pair)", "256 busy", "after", "first answer, ms", "binary, MiB"]
-            .map(String::from)
-            .to_vec(),
+        [
+            "",
+            "at rest",
+            "of it anonymous",
+            "KiB per idle connection (pair)",
+            "256 busy",
+            "after",
+            "first answer, ms",
+            "binary, MiB",
+        ]
+        .map(String::from)
+        .to_vec(),
     ];
     for (driver, memory) in &results.memory {
         let two = |[outbound, inbound]: [f64; 2]| format!("{outbound:.1} / {inbound:.1}");

@@ -67,7 +67,9 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
         let started = Running::start(driver, number as u8 + 1, folder.path(), &control, binary).await;
         match started {
             Ok(pair) => running.push(pair),
-            Err(error) => results.failures.push(format!("{driver} could not be started: {error:#}{}", logs(folder.path()))),
+            Err(error) => {
+                results.failures.push(format!("{driver} could not be started: {error:#}{}", logs(folder.path())))
+            }
         }
     }
     if wanted(args, "memory") {

@@ -63,7 +63,14 @@ pub(crate) const ALL: [Workload; 11] = [
         quick: false,
         ..HTTP1
     },
-    Workload { name: "open-1000", title: "1,000 req/s open loop", kind: Kind::Open, connections: 32, rate: 1000, ..HTTP1 },
+    Workload {
+        name: "open-1000",
+        title: "1,000 req/s open loop",
+        kind: Kind::Open,
+        connections: 32,
+        rate: 1000,
+        ..HTTP1
+    },
     Workload {
         name: "open-2000",
         title: "2,000 req/s open loop",

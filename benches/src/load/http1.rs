@@ -89,9 +89,8 @@ pub(crate) fn connect(state: &Rc<State>) {
         tokio::task::spawn_local(async move {
             while !state.stopping() {
                 let began = Instant::now();
-                let exchange = async {
-                    Connection::open(state.args.target, &state.args.path, true).await?.exchange().await
-                };
+                let exchange =
+                    async { Connection::open(state.args.target, &state.args.path, true).await?.exchange().await };
                 match exchange.await {
                     Ok(()) => state.answered(began),
                     Err(error) => state.failed(&error),
