@@ -21,7 +21,7 @@ pub(crate) fn built(name: &str, package: &str) -> Option<PathBuf> {
     let _turn = BUILDING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
     let mut build = std::process::Command::new(go);
-    build.current_dir(module).args(["build", "-o"]).arg(&path).arg(package);
+    build.current_dir(module).args(["build", "-buildvcs=false", "-o"]).arg(&path).arg(package);
     let built = build.output().unwrap();
     match built.status.success() {
         true => Some(path),
