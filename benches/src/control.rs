@@ -117,6 +117,7 @@ impl Control {
 
     /// What one of our proxies is told.
     pub(crate) fn environment(&self, side: &Meshed, ip: IpAddr) -> Result<Vec<(String, String)>> {
+            other_ips: Vec::new(),
         let at = |port: u16| SocketAddr::from((CONTROL, port)).to_string();
         let env = [
             ("MESH_IDENTITY_ADDR", at(defaults::IDENTITY_PORT)),

@@ -191,6 +191,7 @@ impl Plane {
             name: workload.name,
             replica: replica.clone(),
             ip: address.into(),
+            other_ips: vec![network::v6_of(address).into()],
             ports,
             labels: workload.labels.into_iter().collect(),
             annotations: workload.annotations.clone().into_iter().collect(),

@@ -5,8 +5,8 @@
 
 use crate::registry::{Change, Origin, Registry};
 use gossamer_api::kubernetes::{
-    Container, ContainerPort, IntOrString, Key, Kind, Map, Metadata, Name, Object, Pod, PodSpec, PodStatus, Service,
-    ServicePort, ServiceSpec,
+    Container, ContainerPort, IntOrString, Key, Kind, Map, Metadata, Name, Object, Pod, PodIp, PodSpec, PodStatus,
+    Service, ServicePort, ServiceSpec,
 };
 use gossamer_api::workload::Identity;
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub struct WorkloadSpec {
     pub replica: String,
     /// Where it is reached.
     pub ip: IpAddr,
+    /// Where else, of the other IP version.
+    pub other_ips: Vec<IpAddr>,
     /// What it listens on.
     pub ports: Vec<PortSpec>,
     /// Its labels; `app` is added.
@@ -218,7 +220,11 @@ fn pod(spec: &WorkloadSpec, control_namespace: &str) -> Pod {
             containers: vec![Container { name: spec.name.clone(), ports: ports.collect(), ..Container::default() }],
             ..PodSpec::default()
         },
-        status: PodStatus { pod_ip: spec.ip.to_string(), ..PodStatus::default() },
+        status: PodStatus {
+            pod_ip: spec.ip.to_string(),
+            pod_ips: spec.other_ips.iter().map(|ip| PodIp { ip: ip.to_string() }).collect(),
+            ..PodStatus::default()
+        },
     }
 }
 
@@ -244,6 +250,7 @@ mod tests {
             name: "web".into(),
             replica: replica.into(),
             ip: ip.parse().unwrap(),
+            other_ips: Vec::new(),
             ports: vec![PortSpec { port: 8080, ..PortSpec::default() }],
             labels: Map::new(),
             annotations: Map::new(),

@@ -50,6 +50,7 @@ impl Mesh {
             name: "web".into(),
             replica: replica.into(),
             ip: ip.parse().unwrap(),
+            other_ips: Vec::new(),
             ports: vec![PortSpec { port: 8080, ..PortSpec::default() }],
             labels: Map::new(),
             annotations: Map::new(),

@@ -305,6 +305,7 @@ impl Spec<'_> {
             name: self.name.clone(),
             replica: replica.clone(),
             ip: self.listed.unwrap_or(self.ip).into(),
+            other_ips: Vec::new(),
             ports: self.ports,
             labels: Default::default(),
             annotations: self.annotations.into_iter().collect(),

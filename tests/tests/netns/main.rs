@@ -109,7 +109,6 @@ fn v6_of(answer: &str) -> String {
 }
 
 #[test]
-#[ignore = "replicas of `meshctl run` are registered with their IPv4 address only, so this passes without mutual TLS"]
 fn a_replica_is_meshed_at_its_ipv6_address() {
     let mut mesh = Mesh::new("v6");
     mesh.serve("web", &["http", "8080"]);
