@@ -100,8 +100,8 @@ impl Mesh {
             let stop = Stop::new();
             let authority = Authority::start(&config, &stop).unwrap();
             let credentials = authority.service.keep_issued(service_identity("gossamer-destination")).unwrap();
-            let identity = TcpListener::bind(identity).await.unwrap();
-            let destination = TcpListener::bind(destination).await.unwrap();
+            let identity = bind(identity).await;
+            let destination = bind(destination).await;
             let tls = ServerTls { credentials, auth: ClientAuth::Required };
             let settings = gossamer_destination::Config { files, admit: None };
             let listeners = vec![destination];
@@ -183,6 +183,11 @@ impl Drop for Mesh {
             plane.runtime.shutdown_background();
         }
     }
+}
+
+/// One that was killed a moment ago may not have let go of its ports yet.
+async fn bind(addr: SocketAddr) -> TcpListener {
+    expect::eventually("the control plane's port", || async { TcpListener::bind(addr).await.ok() }).await
 }
 
 /// The identity of a workload of that name.

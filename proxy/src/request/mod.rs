@@ -127,7 +127,7 @@ async fn forward(
         let free = matches!(&outcome, Err(failed) if failed.connecting);
         if !wanted || tunnel || !body.can_rewind() || !(free || retries < decider.limit()) {
             break outcome.map_err(|failed| match failed.error {
-                Error::NotReady(..) => cause.unwrap_or(failed.error),
+                Error::NotReady(..) => cause.map_or(failed.error, |cause: Box<Error>| *cause),
                 error => error,
             })?;
         }
@@ -143,7 +143,7 @@ async fn forward(
             Ok((pick, _)) => tried.push(pick.info.addr),
             Err(Failed { endpoint: Some(addr), error, .. }) => {
                 tried.push(addr);
-                cause = Some(error);
+                cause = Some(Box::new(error));
             }
             Err(_) => {}
         }
