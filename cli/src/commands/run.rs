@@ -78,7 +78,9 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         return Ok(mesh);
     }
     let path = state::directory()?.join(format!("{}.log", args.mesh));
-    let log = std::fs::File::create(&path).context("the control plane's log")?;
+    // Emptied, then appended to: another one may be starting at the same moment.
+    std::fs::write(&path, "").context("the control plane's log")?;
+    let log = std::fs::File::options().append(true).open(&path).context("the control plane's log")?;
     let mut child = std::process::Command::new("/proc/self/exe")
         .arg0("meshctl")
         .args(["control", "--idle", IDLE, "--mesh", &args.mesh])
@@ -96,8 +98,8 @@ pub fn mesh(args: &Args) -> Result<Mesh> {
         }
         let ended = child.try_wait().context("the control plane")?.is_some();
         // If it ended because another one was faster, that one is there by now, or soon.
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        if (ended && !text.contains("runs already")) || Instant::now() > deadline {
+        if (ended && !state::is_taken(&args.mesh)?) || Instant::now() > deadline {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
             let what = if ended { "the control plane did not start" } else { "the control plane is not ready" };
             let lines = text.lines().filter(|line| !line.is_empty());
             let why = lines.map(|line| line.trim_start_matches("error: ").trim_start_matches("hint: "));

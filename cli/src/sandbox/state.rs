@@ -3,6 +3,7 @@
 //! A lock is released by the kernel when its holder dies, so a folder without one is left over and is reused.
 
 use crate::error::{CommandError, Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -57,7 +58,7 @@ impl State {
         let path = private(directory()?.join(name))?;
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path.join("lock"));
         let file = open.context("the mesh's lock")?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match lock(file) {
             Ok(lock) => {
                 let inode = |found: std::io::Result<fs::Metadata>| found.map(|m| m.ino()).ok();
                 if inode(lock.metadata()) != inode(fs::metadata(path.join("lock"))) {
@@ -67,7 +68,7 @@ impl State {
                 clear(&path);
                 Ok(Some(State { name: name.into(), path, _lock: lock }))
             }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, error)) => Err(error).context("the mesh's lock"),
         }
     }
@@ -100,6 +101,18 @@ impl Drop for State {
         // Best effort; a later mesh of the same name cleans up otherwise.
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+/// The lock, unless it is taken for longer than the microseconds in which others look whether it is.
+fn lock(mut file: File) -> std::result::Result<Flock<File>, (File, Errno)> {
+    for _ in 0..3 {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((back, Errno::EWOULDBLOCK)) => file = back,
+            other => return other,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
 }
 
 /// Removes everything of an earlier mesh but the lock.
@@ -171,9 +184,14 @@ pub fn find(name: Option<&str>) -> Result<Mesh> {
     }
 }
 
+/// True when a mesh of that name lives, or is starting or ending.
+pub fn is_taken(name: &str) -> Result<bool> {
+    Ok(is_locked(&directory()?.join(name).join("lock")))
+}
+
 fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
-    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
 }
 
 fn check_name(name: &str) -> Result<()> {
