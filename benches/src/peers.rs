@@ -137,7 +137,7 @@ pub(crate) fn nginx(pair: &Pair, folder: &Path) -> Result<[PathBuf; 2]> {
         let module = stream_module().map(|path| format!("load_module {path};")).unwrap_or_default();
         format!(
             "{module} daemon off; user root; worker_processes 1; pid {dir}/nginx-{side}.pid; \
-             error_log {dir}/nginx-{side}.log;\nevents {{ worker_connections 30000; }}\n\
+             error_log {dir}/nginx-{side}.log;\nevents {{ worker_connections 16384; }}\n\
              http {{ access_log off; {temp} keepalive_timeout 300s; keepalive_requests 1000000000; \
              http2_max_concurrent_streams 256; proxy_http_version 1.1; proxy_set_header Connection \"\"; \
              proxy_max_temp_file_size 0;\n"
