@@ -96,6 +96,7 @@ impl Control {
             name,
             replica: replica.clone(),
             ip,
+            other_ips: Vec::new(),
             ports,
             labels: [("side".to_string(), side.to_string())].into(),
             annotations: [(format!("{}/opaque-ports", gossamer_api::keys::CONFIG_PREFIX), BULK.to_string())].into(),
@@ -117,7 +118,6 @@ impl Control {
 
     /// What one of our proxies is told.
     pub(crate) fn environment(&self, side: &Meshed, ip: IpAddr) -> Result<Vec<(String, String)>> {
-            other_ips: Vec::new(),
         let at = |port: u16| SocketAddr::from((CONTROL, port)).to_string();
         let env = [
             ("MESH_IDENTITY_ADDR", at(defaults::IDENTITY_PORT)),
