@@ -27,8 +27,11 @@ pub(crate) const INBOUND: u16 = 11_000;
 /// See [`OUTBOUND`].
 pub(crate) const HOP: u16 = 12_000;
 
+/// Pairs of ports: what arrives at the first goes to the second.
+type Ports = Vec<(u16, u16)>;
+
 /// Ports that are taken over on each side: from, to.
-pub(crate) fn redirections() -> (Vec<(u16, u16)>, Vec<(u16, u16)>) {
+pub(crate) fn redirections() -> (Ports, Ports) {
     let ports = [HTTP, HTTP2, GRPC, BULK];
     (ports.map(|p| (p, p + OUTBOUND)).to_vec(), ports.map(|p| (p + HOP, p + INBOUND)).to_vec())
 }

@@ -88,7 +88,7 @@ async fn a_policy_takes_effect_on_open_connections() {
     let ask = async || open.lock().await.get("web", "/").await.status;
     assert_eq!(ask().await, 200);
     mesh.mesh.apply("policy.yaml", &policy("web", "{ service: web, from: [{ serviceAccounts: [{ name: shop }] }] }"));
-    becomes(403, || ask()).await;
+    becomes(403, ask).await;
     assert_eq!(status(&mesh.shop, "/").await, 200);
 }
 

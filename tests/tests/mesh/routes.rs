@@ -241,7 +241,7 @@ async fn a_changed_file_takes_effect_on_open_connections() {
     assert_eq!(served_by().await, "web");
     for backend in ["admin", "web-v2"] {
         std::fs::write(&file, route(backend)).unwrap();
-        becomes(backend.to_string(), || served_by()).await;
+        becomes(backend.to_string(), &served_by).await;
     }
     // A wrong file keeps the last good state in force; a right one after it is taken.
     std::fs::write(&file, "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nspec: [").unwrap();
@@ -254,7 +254,7 @@ async fn a_changed_file_takes_effect_on_open_connections() {
     eventually("the folder was looked at again", || async { shop.mesh.standalone.resolve("marker", "test") }).await;
     assert_eq!(served_by().await, "web-v2");
     std::fs::remove_file(&file).unwrap();
-    becomes("web".to_string(), || served_by()).await;
+    becomes("web".to_string(), served_by).await;
 }
 
 /// Failures are part of Linkerd's API, though of none of our objects yet.
