@@ -5,4 +5,5 @@
 pub mod authorize;
 pub mod filter;
 pub mod limit;
+pub mod path;
 pub mod route;

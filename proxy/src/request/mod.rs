@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::net::Stream;
 use crate::policy::authorize::{self, Peer};
 use crate::policy::filter::{self, Answer};
+use crate::policy::path::has_dot_segments;
 use crate::record::Record;
 use crate::shard::{Destination, Port, Shard};
 use body::Body;
@@ -212,6 +213,9 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
                 None => Box::pin(port.policy()).await?,
             };
             record.was_upgraded = headers::inbound(head, conn.peer.tls.identity().map(|identity| identity.as_str()));
+            if policy.http.by_path() && has_dot_segments(head.path_only()) {
+                return Err(Error::BadRequest("dot segments in a path that policy looks at"));
+            }
             let (rule, found) = policy.http.find(head).ok_or_else(|| Error::NoRoute(policy.meta.to_string()))?;
             let Some(by) = authorize::authorize(&rule.authorizations, &conn.peer) else {
                 record.denied(&policy, rule);

@@ -7,7 +7,7 @@ use crate::policy::route::{Found, Router};
 use crate::shard::Shard;
 use gossamer_api::authorization::{Authorization, InboundHttp};
 use gossamer_api::policy::{
-    Backend, BackendTarget, Breaker, Distribution, Filter, HttpRoutes, Meta, Retry, TcpRoute, Timeouts,
+    Backend, BackendTarget, Breaker, Distribution, Filter, HttpRoutes, Meta, RequestMatch, Retry, TcpRoute, Timeouts,
 };
 use gossamer_engine::RequestHead;
 use std::rc::Rc;
@@ -18,6 +18,8 @@ pub struct Routes {
     router: Router,
     /// By route, then by rule.
     rules: Vec<Vec<Rc<Rule>>>,
+    /// Some rule looks at paths.
+    by_path: bool,
 }
 
 /// How a matched request is treated.
@@ -95,7 +97,9 @@ impl Routes {
                 rules.collect()
             })
             .collect();
-        Routes { router, rules }
+        let by_path =
+            looks_at_paths(routes.routes.iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.matches));
+        Routes { router, rules, by_path }
     }
 
     /// Compiles a server's routes; without any there is one that matches everything, with the server's own
@@ -115,7 +119,7 @@ impl Routes {
         };
         if http.routes.is_empty() {
             let router = Router::new([(&[][..], [&[][..]])]);
-            return Routes { router, rules: vec![vec![rule(meta, grpc, &[], authorizations)]] };
+            return Routes { router, rules: vec![vec![rule(meta, grpc, &[], authorizations)]], by_path: false };
         }
         let router = Router::new(
             http.routes.iter().map(|r| (r.hosts.as_slice(), r.rules.iter().map(|rule| rule.matches.as_slice()))),
@@ -134,7 +138,8 @@ impl Routes {
                     .collect()
             })
             .collect();
-        Routes { router, rules }
+        let by_path = looks_at_paths(http.routes.iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.matches));
+        Routes { router, rules, by_path }
     }
 
     /// The rule for a request, and how it matched.
@@ -143,10 +148,19 @@ impl Routes {
         Some((self.rules.get(found.route)?.get(found.rule)?, found))
     }
 
+    /// True when a request's path decides which rule it falls under.
+    pub fn by_path(&self) -> bool {
+        self.by_path
+    }
+
     /// What could not be compiled, for the log.
     pub fn problems(&self) -> &[String] {
         self.router.problems()
     }
+}
+
+fn looks_at_paths<'a>(mut matches: impl Iterator<Item = &'a RequestMatch>) -> bool {
+    matches.any(|a_match| a_match.path.is_some())
 }
 
 /// Compiled TCP routes.

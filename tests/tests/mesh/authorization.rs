@@ -72,6 +72,11 @@ async fn only_some_requests_are_allowed() {
     let spec = "{ service: web, from: [{ namespaces: [test] }], to: [{ methods: [GET], paths: [/status/*, /head] }] }";
     let mesh = three(&policy("readers", spec)).await;
     assert_eq!((status(&mesh.shop, "/status/200").await, status(&mesh.shop, "/head").await), (200, 200));
+    // What a server may resolve to another path is refused, not guessed.
+    for path in ["/status/../headers", "/status/%2e%2e/headers", "/status/..%2fheaders", "/status/./200"] {
+        let answer = client::get(mesh.shop.to(WEB), "web", path).await;
+        assert_eq!((answer.status, answer.reason()), (400, "bad-request"), "{path}: {answer:?}");
+    }
     for path in ["/", "/statuses", "/headers", "/bytes/1", "//status/200"] {
         let answer = client::get(mesh.shop.to(WEB), "web", path).await;
         assert!([403, 404].contains(&answer.status), "{path}: {answer:?}");
