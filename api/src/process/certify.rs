@@ -65,14 +65,15 @@ pub enum TrustAnchors {
 pub fn start(config: CertifyConfig, stop: Stop) -> Result<CredentialsWatch, CertifyError> {
     let (first, file) = config.anchors.read()?;
     let (anchors_sender, anchors) = watch::channel(first.clone());
+    let (issuer_sender, issuer) = watch::channel(None);
     let (sender, receiver) = watch::channel(None);
     let (channel, anchors_sender) = (config.channel(&anchors), Arc::new(anchors_sender));
     // Not tracked: needed while the process drains, so they end when it is killed.
     if let Some(file) = file {
         tokio::spawn(until_killed(stop.clone(), follow_file(file, first, anchors_sender.clone())));
     }
-    tokio::spawn(until_killed(stop.clone(), watch_anchors(channel.clone(), anchors_sender)));
-    let keeper = Keeper { config, client: IdentityClient::new(channel), anchors, sender };
+    tokio::spawn(until_killed(stop.clone(), watch_anchors(channel.clone(), anchors_sender, issuer_sender)));
+    let keeper = Keeper { config, client: IdentityClient::new(channel), anchors, issuer, sender };
     tokio::spawn(until_killed(stop, keeper.run()));
     Ok(receiver)
 }
@@ -80,9 +81,9 @@ pub fn start(config: CertifyConfig, stop: Stop) -> Result<CredentialsWatch, Cert
 /// Gets one certificate, once.
 pub async fn certify(config: CertifyConfig) -> Result<Credentials, CertifyError> {
     let (_anchors, anchors) = watch::channel(config.anchors.read()?.0);
-    let (sender, _) = watch::channel(None);
+    let ((_issuer, issuer), (sender, _)) = (watch::channel(None), watch::channel(None));
     let client = IdentityClient::new(config.channel(&anchors));
-    Keeper { config, client, anchors, sender }.certify().await
+    Keeper { config, client, anchors, issuer, sender }.certify().await
 }
 
 impl CertifyConfig {
@@ -140,7 +141,16 @@ struct Keeper {
     config: CertifyConfig,
     client: IdentityClient<Channel>,
     anchors: watch::Receiver<Anchors>,
+    issuer: watch::Receiver<Option<IssuerNews>>,
     sender: watch::Sender<Option<Arc<Credentials>>>,
+}
+
+/// Who signs certificates now.
+#[derive(Clone, Debug, PartialEq)]
+struct IssuerNews {
+    fingerprint: String,
+    /// Whose certificate another one signed asks for a new one within that time.
+    renew_within: Duration,
 }
 
 /// Why there is no certificate this time.
@@ -188,6 +198,12 @@ impl Keeper {
                             renew_at = now;
                         }
                     }
+                    Ok(()) = self.issuer.changed() => {
+                        if let Some(within) = self.signed_by_another() {
+                            tracing::info!(?within, "certificates are signed by another issuer now; asking for a new one");
+                            renew_at = renew_at.min(now + within.mul_f64(fastrand::f64()));
+                        }
+                    }
                 }
                 continue;
             }
@@ -198,6 +214,10 @@ impl Keeper {
                     let seconds = credentials.not_after.duration_since(now).unwrap_or_default().as_secs();
                     tracing::info!(identity = %credentials.identity, seconds, "certified");
                     self.sender.send_replace(Some(Arc::new(credentials)));
+                    // Two replicas of the service, of which one doesn't know the new issuer yet.
+                    if let Some(within) = self.signed_by_another() {
+                        renew_at = renew_at.min(now + within.max(MIN_REISSUE).mul_f64(0.5 + fastrand::f64() / 2.0));
+                    }
                     (failures, orphaned) = (0, false);
                     told.clear();
                 }
@@ -231,6 +251,13 @@ impl Keeper {
         let until = |time: SystemTime| time.duration_since(now).unwrap_or_default();
         let end = self.sender.borrow().as_ref().map_or(MAX_PAUSE, |present| until(present.not_after));
         until(renew_at).min(end).min(MAX_PAUSE)
+    }
+
+    /// When the present certificate's issuer isn't the service's any more: within what time to renew.
+    fn signed_by_another(&mut self) -> Option<Duration> {
+        let news = self.issuer.borrow_and_update().clone()?;
+        let present = self.sender.borrow().as_ref()?.issuer_fingerprint()?;
+        (present != news.fingerprint).then_some(news.renew_within)
     }
 
     /// Publishes the present certificate under the newest anchors. False if they don't trust it.
@@ -277,14 +304,18 @@ impl Keeper {
 }
 
 /// Follows the bundle for as long as the service has that stream; Linkerd's has none, then the anchors are fixed.
-async fn watch_anchors(channel: Channel, sender: Arc<watch::Sender<Anchors>>) {
+async fn watch_anchors(
+    channel: Channel,
+    sender: Arc<watch::Sender<Anchors>>,
+    issuer: watch::Sender<Option<IssuerNews>>,
+) {
     let mut client = AnchorsClient::new(channel);
     let mut failures = 0;
     loop {
-        match follow(&mut client, &sender, &mut failures).await {
+        match follow(&mut client, &sender, &issuer, &mut failures).await {
             Err(status) if status.code() == Code::Unimplemented => {
                 tracing::debug!("the identity service doesn't tell trust anchors; they are fixed");
-                // The sender stays: a closed channel would read as a change.
+                // The senders stay: a closed channel would read as a change.
                 return std::future::pending().await;
             }
             Err(status) => tracing::debug!(error = text(&status), "no trust anchors are told now"),
@@ -298,6 +329,7 @@ async fn watch_anchors(channel: Channel, sender: Arc<watch::Sender<Anchors>>) {
 async fn follow(
     client: &mut AnchorsClient<Channel>,
     sender: &watch::Sender<Anchors>,
+    issuer: &watch::Sender<Option<IssuerNews>>,
     failures: &mut u32,
 ) -> Result<(), Status> {
     let mut bundles = client.watch(WatchAnchors {}).await?.into_inner();
@@ -306,6 +338,17 @@ async fn follow(
         match Anchors::from_pem(&bundle.pem) {
             Ok(anchors) => publish(sender, anchors),
             Err(error) => tracing::warn!(%error, "unusable trust anchors were told; the present ones stay"),
+        }
+        // After the anchors: what the new issuer signs may lead to a new one.
+        if !bundle.issuer.is_empty() {
+            let renew_within = Duration::from_millis(bundle.renew_within_ms.into()).min(MAX_RENEW_WITHIN);
+            let news = Some(IssuerNews { fingerprint: bundle.issuer, renew_within });
+            issuer.send_if_modified(|present| {
+                *present != news && {
+                    *present = news;
+                    true
+                }
+            });
         }
     }
     Ok(())
@@ -389,6 +432,10 @@ const CERTIFY_TIMEOUT: Duration = Duration::from_secs(15);
 /// A certificate with hardly any life left is renewed, but not in a tight loop.
 const MIN_RENEWAL: Duration = Duration::from_millis(500);
 const MAX_REFUSED_BACKOFF: Duration = Duration::from_secs(10);
+/// Between two attempts to get a certificate of the right issuer.
+const MIN_REISSUE: Duration = Duration::from_secs(10);
+/// A rotation should not take longer, however many proxies there are.
+const MAX_RENEW_WITHIN: Duration = Duration::from_secs(600);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A small local file; Kubernetes itself takes up to a minute to write it.
 const ANCHORS_FILE_POLL: Duration = Duration::from_secs(2);

@@ -7,7 +7,7 @@ use anyhow::Context;
 use gossamer_api::process::certify::{self, CertifyConfig, Token, TrustAnchors};
 use gossamer_api::process::grpc::CredentialsWatch;
 use gossamer_api::process::stop::Stop;
-use gossamer_api::process::tls::Anchors;
+use gossamer_api::process::tls::{self, Anchors};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -35,9 +35,16 @@ pub fn start(config: &Config, metrics: &Metrics, stop: &Stop) -> anyhow::Result<
 }
 
 async fn count(mut credentials: CredentialsWatch, metrics: Arc<IdentityMetrics>) {
+    let mut leaf = None;
     loop {
         if let Some(credentials) = credentials.borrow_and_update().as_ref() {
-            metrics.issued(SystemTime::now(), credentials.not_after);
+            // New anchors are no new certificate.
+            if leaf.as_ref() != credentials.chain.first() {
+                leaf = credentials.chain.first().cloned();
+                metrics.issued(SystemTime::now(), credentials.not_after);
+            }
+            let anchors = credentials.anchors.certificates().iter().map(|anchor| tls::fingerprint(anchor)).collect();
+            metrics.trusts(anchors, credentials.issuer_fingerprint());
         }
         if credentials.changed().await.is_err() {
             return;

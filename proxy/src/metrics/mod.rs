@@ -78,6 +78,8 @@ families! {
     CertExpiration gauge "control_identity_cert_expiration_timestamp_seconds" "Time when this proxy's certificate expires, in seconds since the epoch.";
     CertRefresh gauge "control_identity_cert_refresh_timestamp_seconds" "Time when this proxy's certificate was last issued, in seconds since the epoch.";
     CertRefreshes counter "control_identity_cert_refreshes_total" "Total count of certificates issued to this proxy.";
+    CertIssuer gauge "control_identity_cert_issuer_info" "Who signed this proxy's certificate, by SHA-256 of the issuer's.";
+    TrustAnchor gauge "control_identity_trust_anchor_info" "Roots that this proxy trusts, by SHA-256.";
     TapDropped counter "proxy_tap_events_dropped_total" "Total count of tap events dropped because a session's queue was full.";
     ScopesRefused counter "proxy_metrics_scopes_refused_total" "Total count of metric handles not shown because there are too many.";
     BuildInfo gauge "proxy_build_info" "Version of the proxy.";
