@@ -7,6 +7,7 @@ use crate::{Config, admit, run, watch};
 use anyhow::{Context, bail};
 use gossamer_api::defaults;
 use gossamer_api::process::admin::Admin;
+use gossamer_api::process::certify::{self, CertifyConfig, Token, TrustAnchors};
 use gossamer_api::process::grpc::ServerTls;
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
@@ -47,6 +48,9 @@ pub struct Options {
     /// PEM bundle of whom to trust; followed when it changes
     #[arg(long, env = "MESH_DESTINATION_TRUST_ANCHORS_FILE", default_value = ANCHORS_FILE)]
     pub trust_anchors_file: PathBuf,
+    /// This replica's name, unique among them [default: the host's name, which is the pod's]
+    #[arg(long, env = "MESH_DESTINATION_NAME")]
+    pub name: Option<String>,
     /// Our service account
     #[arg(long, env = "MESH_DESTINATION_SERVICE_ACCOUNT", default_value = SERVICE_ACCOUNT)]
     pub service_account: String,
@@ -99,7 +103,10 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     let page = TcpListener::bind(options.admin).await.with_context(|| format!("--admin {}", options.admin))?;
     let tls = options.tls(&stop)?;
     let progress = match options.kubernetes {
-        true => Some(watch::start(client().await?, registry.clone(), &stop)),
+        true => Some({
+            let (client, namespace) = (client().await?, &options.control_namespace);
+            watch::start(client, registry.clone(), namespace, &options.name(), &stop)
+        }),
         false => None,
     };
 
@@ -111,11 +118,8 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
             _ => Ok(()),
         }
     };
-    let admin = Admin {
-        ready: Arc::new(ready),
-        metrics: Arc::new(move || known.metrics()),
-        ..Admin::new(level, stop.clone())
-    };
+    let admin =
+        Admin { ready: Arc::new(ready), metrics: Arc::new(move || known.metrics()), ..Admin::new(level, stop.clone()) };
     let page = tokio::spawn(admin.serve(page, axum::Router::new()));
 
     if let Some(progress) = &progress {
@@ -158,6 +162,16 @@ impl Options {
         [defaults::DESTINATION_PORT, defaults::POLICY_PORT].map(|port| SocketAddr::from((host, port))).into()
     }
 
+    fn name(&self) -> String {
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = self.name.clone().unwrap_or_else(host);
+        match name.trim() {
+            // Two that run on one host, outside of a pod, are not the same.
+            "" => format!("destination-{}", std::process::id()),
+            name => name.to_string(),
+        }
+    }
+
     fn identity(&self, account: &str) -> anyhow::Result<Identity> {
         let (namespace, domain) = (&self.control_namespace, &self.trust_domain);
         Identity::service_account(account, namespace, namespace, domain)
@@ -170,8 +184,18 @@ impl Options {
             tracing::warn!("speaking plain text: whoever reaches these ports may ask");
             return Ok(None);
         }
-        let _ = (stop, self.identity(IDENTITY_SERVICE)?, ClientAuth::Required);
-        bail!("--plaintext is needed: certificates for this process come with the next change")
+        let namespace = &self.control_namespace;
+        let default =
+            || format!("{IDENTITY_SERVICE}.{namespace}.svc.{}:{}", self.cluster_domain, defaults::IDENTITY_PORT);
+        let config = CertifyConfig {
+            address: self.identity_address.clone().unwrap_or_else(default),
+            server: Some(self.identity(IDENTITY_SERVICE)?),
+            identity: self.identity(&self.service_account)?,
+            token: Token::File(self.token_file.clone()),
+            anchors: TrustAnchors::File(self.trust_anchors_file.clone()),
+        };
+        let credentials = certify::start(config, stop.clone())?;
+        Ok(Some(ServerTls { credentials, auth: ClientAuth::Required }))
     }
 }
 

@@ -52,6 +52,9 @@ pub struct ServiceSpec {
     pub selector: Map,
     /// `Local`: only endpoints on the client's node.
     pub internal_traffic_policy: String,
+    /// `IPv4`, `IPv6`, the first is preferred (dual stack).
+    #[serde(deserialize_with = "or_default")]
+    pub ip_families: Vec<String>,
 }
 
 /// A port of a service.
@@ -125,6 +128,18 @@ pub struct Container {
     pub readiness_probe: Option<Probe>,
     /// Asked by the kubelet.
     pub startup_probe: Option<Probe>,
+    /// Also asked by the kubelet, once.
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// What the kubelet does after a container's start and before its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lifecycle {
+    /// After its start.
+    pub post_start: Option<Probe>,
+    /// Before its end.
+    pub pre_stop: Option<Probe>,
 }
 
 /// A port of a container.
@@ -139,12 +154,22 @@ pub struct ContainerPort {
     pub protocol: String,
 }
 
-/// A health check; only HTTP ones matter.
+/// A health check; only those that send a request matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Probe {
     /// An HTTP request.
     pub http_get: Option<HttpGet>,
+    /// A request of gRPC's health protocol.
+    pub grpc: Option<GrpcProbe>,
+}
+
+/// A health check of gRPC's health protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GrpcProbe {
+    /// By number only.
+    pub port: u16,
 }
 
 /// An HTTP health check.
@@ -239,6 +264,10 @@ pub struct SliceEndpoint {
 pub struct SliceConditions {
     /// Missing: ready.
     pub ready: Option<bool>,
+    /// Passes its health check, whether it is ending or not; missing: as `ready`.
+    pub serving: Option<bool>,
+    /// Is ending; missing: it is not.
+    pub terminating: Option<bool>,
 }
 
 /// Zones that should use an endpoint.

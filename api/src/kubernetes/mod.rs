@@ -11,6 +11,7 @@ mod policy;
 mod route;
 #[cfg(feature = "kubernetes")]
 mod served;
+mod status;
 
 pub use self::core::*;
 pub use parse::*;
@@ -18,6 +19,7 @@ pub use policy::*;
 pub use route::*;
 #[cfg(feature = "kubernetes")]
 pub use served::*;
+pub use status::*;
 
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -71,6 +73,8 @@ pub struct Metadata {
     pub annotations: Map,
     /// RFC 3339; older routes win over younger ones.
     pub creation_timestamp: Option<String>,
+    /// Present once it is ending.
+    pub deletion_timestamp: Option<String>,
     /// Who made it (a ReplicaSet, a StatefulSet...).
     #[serde(deserialize_with = "or_default")]
     pub owner_references: Vec<Owner>,
@@ -78,7 +82,7 @@ pub struct Metadata {
     pub generation: Option<i64>,
     /// Tells it from others that had its name before.
     pub uid: String,
-    /// Counts all changes. Empty once the object is known: of use to who watches only.
+    /// Changes with every change. Empty for most kinds: of use to who writes only.
     pub resource_version: String,
 }
 

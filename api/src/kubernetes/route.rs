@@ -1,7 +1,7 @@
 //! Gateway API routes, as far as a service mesh reads them (v1; GAMMA: the parent is a Service).
 
-use super::Metadata;
-use serde::Deserialize;
+use super::{Metadata, RouteStatus};
+use serde::{Deserialize, Serialize};
 
 /// An HTTPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -11,6 +11,8 @@ pub struct HttpRoute {
     pub metadata: Metadata,
     /// What it does.
     pub spec: HttpRouteSpec,
+    /// What controllers say of it.
+    pub status: RouteStatus,
 }
 
 /// What an HTTPRoute does.
@@ -33,6 +35,8 @@ pub struct GrpcRoute {
     pub metadata: Metadata,
     /// What it does.
     pub spec: GrpcRouteSpec,
+    /// What controllers say of it.
+    pub status: RouteStatus,
 }
 
 /// What a GRPCRoute does.
@@ -69,19 +73,26 @@ pub struct TcpRouteSpec {
     pub rules: Vec<TcpRouteRule>,
 }
 
-/// The object that a route belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The object that a route belongs to. Written back in statuses: what was not said is not said there either.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ParentRef {
     /// Missing: the Gateway API's own, `core` or empty: Service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Missing: Gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Missing: the route's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Name.
     pub name: String,
+    /// A listener of a Gateway; means nothing for a Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
     /// Missing: all ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 

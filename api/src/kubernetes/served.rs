@@ -103,7 +103,11 @@ impl<T: Served> Watched<T> {
 impl<T: Served> From<T> for Watched<T> {
     fn from(mut object: T) -> Self {
         let metadata = object.metadata_mut();
-        let version = std::mem::take(&mut metadata.resource_version);
+        let version = match T::CUSTOM {
+            // Statuses are written to what was read.
+            true => metadata.resource_version.clone(),
+            false => std::mem::take(&mut metadata.resource_version),
+        };
         let meta = meta(metadata, version);
         Watched { meta, object: Ok(object) }
     }

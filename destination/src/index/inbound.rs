@@ -10,7 +10,7 @@
 //! **Invariant:** what can't be expressed is denied.
 
 use super::Index;
-use super::workloads::Workload;
+use super::workloads::{Probe, Workload};
 use gossamer_api::authorization::{
     Authentication, Authorization, InboundHttp, InboundProtocol, InboundRoute, InboundRule, Network, Server,
 };
@@ -150,11 +150,14 @@ impl Index {
         denials: &[(&Name, &AuthorizationPolicy)],
     ) -> Vec<InboundRoute> {
         let mut routes = Vec::new();
-        if let Some(paths) = workload.probes.get(&port) {
-            let get = |path: &String| RequestMatch {
-                path: Some(PathMatch::Exact(path.clone())),
-                method: Some("GET".into()),
-                ..RequestMatch::default()
+        if let Some(probes) = workload.probes.get(&port) {
+            let request = |probe: &Probe| {
+                let (path, method) = match probe {
+                    Probe::Get(path) => (path.as_str(), "GET"),
+                    Probe::Grpc => (GRPC_HEALTH, "POST"),
+                };
+                let path = Some(PathMatch::Exact(path.into()));
+                RequestMatch { path, method: Some(method.into()), ..RequestMatch::default() }
             };
             let authorization = Authorization {
                 meta: Meta::named("probe"),
@@ -162,7 +165,7 @@ impl Index {
                 authentication: Authentication::Unauthenticated,
                 labels: labels(&Meta::named("probe")),
             };
-            let matches = paths.iter().map(get).collect();
+            let matches = probes.iter().map(request).collect();
             routes.push(route(Meta::named("probe"), matches, vec![authorization]));
         }
         let denied = denials.iter().flat_map(|(_, policy)| policy.spec.to.iter().flat_map(requests));
@@ -463,5 +466,7 @@ fn anywhere() -> Vec<Network> {
     networks(&[IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())])
 }
 
+/// What the kubelet calls for a gRPC health check (it could not be told another service's path).
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 /// For proxies that wait; Linkerd's.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -308,7 +308,7 @@ fn backends(from: &[BackendRef], namespace: &str, problems: &mut Vec<String>) ->
     Some(from.iter().map(&mut read).collect())
 }
 
-fn service_parent(parent: &ParentRef, namespace: &str) -> Option<(Name, Option<u16>)> {
+pub(super) fn service_parent(parent: &ParentRef, namespace: &str) -> Option<(Name, Option<u16>)> {
     let core = matches!(parent.group.as_deref(), Some("" | "core"));
     let service = core && parent.kind.as_deref() == Some("Service");
     service.then(|| (Name::new(parent.namespace.as_deref().unwrap_or(namespace), &parent.name), parent.port))

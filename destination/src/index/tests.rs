@@ -1,5 +1,7 @@
 //! Stories of the index: objects as people write them, and what proxies are told.
 
+mod cluster;
+
 use super::*;
 use gossamer_api::authorization::{Authentication, InboundProtocol, Server};
 use gossamer_api::endpoint::ProtocolHint;

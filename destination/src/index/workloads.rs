@@ -19,17 +19,28 @@ pub(super) struct Workload {
     pub(super) identity: Option<Identity>,
     pub(super) labels: Map,
     pub(super) node: String,
+    /// Its address is its node's.
+    pub(super) host_network: bool,
     pub(super) zone: Option<String>,
     pub(super) ready: bool,
     /// Named ports.
     pub(super) ports: Vec<(String, u16)>,
-    /// HTTP health checks: paths by port.
-    pub(super) probes: BTreeMap<u16, BTreeSet<String>>,
+    /// Health checks: what the kubelet asks, by port.
+    pub(super) probes: BTreeMap<u16, BTreeSet<Probe>>,
     pub(super) opaque_ports: Option<Ports>,
     pub(super) skip_inbound_ports: Option<Ports>,
     pub(super) inbound_policy: Option<DefaultPolicy>,
     /// Labels of its endpoints in metrics.
     pub(super) metric_labels: Labels,
+}
+
+/// A request of the kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Probe {
+    /// A GET of this path.
+    Get(String),
+    /// A call of gRPC's health service.
+    Grpc,
 }
 
 impl Workload {
@@ -59,8 +70,12 @@ impl Workload {
             account: account.to_string(),
             identity,
             node: spec.node_name.clone(),
+            host_network: spec.host_network,
             zone: metadata.labels.get(ZONE_LABEL).cloned(),
-            ready: ready && !finished && matches!(status.phase.as_str(), "" | "Running"),
+            ready: ready
+                && !finished
+                && metadata.deletion_timestamp.is_none()
+                && matches!(status.phase.as_str(), "" | "Running"),
             probes: probes(containers(), &ports),
             ports,
             opaque_ports: annotations::config(&metadata.annotations, "opaque-ports", problems),
@@ -90,15 +105,22 @@ fn port_number(port: &IntOrString, named: &[(String, u16)]) -> Option<u16> {
 fn probes<'a>(
     containers: impl Iterator<Item = &'a Container>,
     ports: &[(String, u16)],
-) -> BTreeMap<u16, BTreeSet<String>> {
-    let mut found = BTreeMap::<u16, BTreeSet<String>>::new();
+) -> BTreeMap<u16, BTreeSet<Probe>> {
+    let mut found = BTreeMap::<u16, BTreeSet<Probe>>::new();
     for container in containers {
+        let hooks = container.lifecycle.iter().flat_map(|hooks| [&hooks.post_start, &hooks.pre_stop]);
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
-        for get in probes.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref()) {
-            let Some(port) = port_number(&get.port, ports) else { continue };
-            let path = get.path.split(['?', '#']).next().unwrap_or_default();
-            let path = if path.starts_with('/') { path.to_string() } else { format!("/{path}") };
-            found.entry(port).or_default().insert(path);
+        for probe in probes.into_iter().chain(hooks).flatten() {
+            if let Some(get) = &probe.http_get
+                && let Some(port) = port_number(&get.port, ports)
+            {
+                let path = get.path.split(['?', '#']).next().unwrap_or_default();
+                let path = if path.starts_with('/') { path.to_string() } else { format!("/{path}") };
+                found.entry(port).or_default().insert(Probe::Get(path));
+            }
+            if let Some(grpc) = probe.grpc.as_ref().filter(|grpc| grpc.port > 0) {
+                found.entry(grpc.port).or_default().insert(Probe::Grpc);
+            }
         }
     }
     found
@@ -129,29 +151,32 @@ fn metric_labels(pod: &Pod, account: &str, control_namespace: Option<&String>) -
 }
 
 impl Index {
-    /// True when a workload's port is opaque for the proxy beside it: by annotation of the workload or its namespace, by
-    /// a service that sends bytes to it, else by the cluster's opaque ports.
+    /// True when a workload's port is opaque for the proxy beside it.
     pub(super) fn is_opaque(&self, name: &Name, workload: &Workload, port: u16) -> bool {
+        self.workload_speaks(name, workload, port) == Speaks::Opaque
+    }
+
+    /// What a workload's port speaks: by annotation of the workload or its namespace, by the services that send to it
+    /// where they agree, else by the cluster's opaque ports.
+    pub(super) fn workload_speaks(&self, name: &Name, workload: &Workload, port: u16) -> Speaks {
         let namespace = self.namespace(&name.namespace).and_then(|namespace| namespace.opaque_ports.as_ref());
         let annotated = workload.opaque_ports.as_ref().or(namespace);
         if annotated.is_some_and(|ports| ports.contains(port)) {
-            return true;
+            return Speaks::Opaque;
         }
-        let (mut opaque, mut other) = (false, false);
+        let mut said = None;
         for (name, service) in self.services_with(name).filter_map(|s| Some((s, self.services.get(s)?))) {
             for sends in service.ports.iter().filter(|sends| workload.port(&sends.target) == Some(port)) {
-                match self.speaks(name, service, sends) {
-                    Speaks::Opaque => opaque = true,
-                    _ => other = true,
+                let speaks = self.speaks(name, service, sends);
+                if said.is_some_and(|said| said != speaks) {
+                    // One service says bytes, another does not: looking at them suits both.
+                    return Speaks::Unknown;
                 }
+                said = Some(speaks);
             }
         }
-        match (opaque, other) {
-            (true, false) => true,
-            // One service says bytes, another does not: looking at them suits both.
-            (_, true) => false,
-            (false, false) => annotated.is_none() && self.cluster.opaque_ports.contains(port),
-        }
+        let opaque = annotated.is_none() && self.cluster.opaque_ports.contains(port);
+        said.unwrap_or(if opaque { Speaks::Opaque } else { Speaks::Unknown })
     }
 
     /// True when connections to this port do not pass through the workload's proxy.

@@ -5,9 +5,10 @@
 
 use super::Progress;
 use super::known::{Known, Step};
+use super::report::Book;
 use crate::registry::{Change, Origin, Registry};
 use futures_util::StreamExt;
-use gossamer_api::kubernetes::{Key, Served, Watched};
+use gossamer_api::kubernetes::{Key, Kind, Served, Watched};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use std::pin::pin;
@@ -19,6 +20,7 @@ pub(super) struct Follow<T> {
     client: Client,
     registry: Registry,
     progress: Progress,
+    book: Book,
     known: Known<T>,
     /// Which of the kind's versions is asked for.
     version: usize,
@@ -31,9 +33,9 @@ pub(super) struct Follow<T> {
 }
 
 impl<T: Served> Follow<T> {
-    pub(super) fn new(client: Client, registry: Registry, progress: Progress) -> Self {
+    pub(super) fn new(client: Client, registry: Registry, progress: Progress, book: Book) -> Self {
         let (known, told) = (Known::new(), String::new());
-        Follow { client, registry, progress, known, version: 0, failures: 0, told, absent: None }
+        Follow { client, registry, progress, book, known, version: 0, failures: 0, told, absent: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -69,6 +71,11 @@ impl<T: Served> Follow<T> {
                 }
                 Ok(Step::Unreadable(key, reason)) => {
                     tracing::error!(object = %key, "can't be read, and what was known of it stays in force: {reason}");
+                    self.book.wrong(
+                        &key,
+                        "",
+                        [format!("it can't be read, and what was known of it stays in force: {reason}")],
+                    );
                 }
                 Ok(Step::Nothing) => {}
                 Err(error) => {
@@ -84,9 +91,23 @@ impl<T: Served> Follow<T> {
         next
     }
 
-    fn change(&self, changes: Vec<Change>) {
-        if !changes.is_empty() {
-            self.registry.change(&Origin::Kubernetes, changes);
+    fn change(&self, mut changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.book.note(&mut changes, T::VERSIONS[self.version]);
+        // What is wrong with these is for the people who wrote them; pods and slices are made by controllers.
+        let written = T::CUSTOM || matches!(T::KIND, Kind::Service | Kind::Namespace);
+        let uids: Vec<_> = match written {
+            true => changes.iter().filter_map(uid).collect(),
+            false => Vec::new(),
+        };
+        self.registry.change(&Origin::Kubernetes, changes);
+        for (key, uid) in uids {
+            let problems = self.registry.read(|index| index.problems(&key).to_vec());
+            if !problems.is_empty() {
+                self.book.wrong(&key, &uid, problems);
+            }
         }
     }
 
@@ -150,6 +171,13 @@ impl<T: Served> Follow<T> {
     }
 }
 
+fn uid(change: &Change) -> Option<(Key, String)> {
+    match change {
+        Change::Apply(object) => Some((object.key(), object.metadata().uid.clone())),
+        Change::Delete(_) => None,
+    }
+}
+
 /// How to go on.
 enum Next {
     /// At once.
@@ -164,7 +192,7 @@ fn config<T: Served>() -> watcher::Config {
     let config = watcher::Config::default().page_size(PAGE);
     match T::KIND {
         // Finished pods keep their objects, often by the thousand (Jobs), and nobody can reach them.
-        gossamer_api::kubernetes::Kind::Pod => config.fields("status.phase!=Succeeded,status.phase!=Failed"),
+        Kind::Pod => config.fields("status.phase!=Succeeded,status.phase!=Failed"),
         _ => config,
     }
 }
