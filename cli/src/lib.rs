@@ -11,6 +11,7 @@ pub mod connect;
 pub mod demo;
 pub mod error;
 pub mod fan;
+pub mod installation;
 pub mod node;
 pub mod output;
 pub mod plane;
