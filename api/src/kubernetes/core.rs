@@ -348,18 +348,16 @@ pub enum LabelOperator {
 }
 
 impl LabelSelector {
-    /// True when these labels are selected.
-    pub fn selects(&self, labels: &Map) -> bool {
-        let expression = |e: &LabelExpression| {
-            let value = labels.get(&e.key);
-            match e.operator {
-                LabelOperator::In => value.is_some_and(|v| e.values.contains(v)),
-                LabelOperator::NotIn => !value.is_some_and(|v| e.values.contains(v)),
-                LabelOperator::Exists => value.is_some(),
-                LabelOperator::DoesNotExist => value.is_none(),
-            }
+    /// True when an object is selected whose labels `label` looks up.
+    pub fn selects<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let listed = |e: &LabelExpression, value: &str| e.values.iter().any(|listed| listed == value);
+        let expression = |e: &LabelExpression| match (e.operator, label(&e.key)) {
+            (LabelOperator::In, value) => value.is_some_and(|value| listed(e, value)),
+            (LabelOperator::NotIn, value) => !value.is_some_and(|value| listed(e, value)),
+            (LabelOperator::Exists, value) => value.is_some(),
+            (LabelOperator::DoesNotExist, value) => value.is_none(),
         };
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        self.match_labels.iter().all(|(key, value)| label(key) == Some(value.as_str()))
             && self.match_expressions.iter().all(expression)
     }
 }

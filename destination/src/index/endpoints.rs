@@ -1,6 +1,7 @@
 //! The endpoints of a service's port, as a client at some place should see them.
 
 use super::services::{Port, Service};
+use super::texts::{Text, Texts};
 use super::workloads::Workload;
 use super::{Index, Source};
 use gossamer_api::defaults;
@@ -27,8 +28,8 @@ pub struct EndpointSet {
 pub(super) struct Slice {
     pub(super) service: Name,
     /// TCP ports by name.
-    ports: Vec<(String, u16)>,
-    endpoints: Vec<SliceEndpoint>,
+    ports: Vec<(Text, u16)>,
+    endpoints: Box<[SliceEndpoint]>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -37,10 +38,10 @@ struct SliceEndpoint {
     state: State,
     pod: Option<Name>,
     /// Its name in the headless service's DNS.
-    hostname: Option<Box<str>>,
-    node: Box<str>,
-    zone: Option<Box<str>>,
-    hints: Vec<Box<str>>,
+    hostname: Option<Text>,
+    node: Text,
+    zone: Option<Text>,
+    hints: Box<[Text]>,
 }
 
 /// Whether an endpoint may be used.
@@ -60,43 +61,41 @@ struct Candidate<'a> {
     hostname: Option<&'a str>,
     node: &'a str,
     zone: Option<&'a str>,
-    hints: &'a [Box<str>],
+    hints: &'a [Text],
 }
 
 impl Slice {
     /// `None`: it belongs to no service.
-    pub(super) fn read(from: &EndpointSlice, problems: &mut Vec<String>) -> Option<Self> {
+    pub(super) fn read(from: &EndpointSlice, keep: &mut Texts, problems: &mut Vec<String>) -> Option<Self> {
         let Some(service) = from.metadata.labels.get(SERVICE_LABEL) else {
             problems.push(format!("has no label {SERVICE_LABEL}: belongs to no service"));
             return None;
         };
         let namespace = &from.metadata.namespace;
         let tcp = from.ports.iter().filter(|port| matches!(port.protocol.as_deref(), None | Some("" | "TCP")));
-        let port = |port: &kubernetes::SlicePort| Some((port.name.clone().unwrap_or_default(), port.port?));
-        let read = |endpoint: &kubernetes::SliceEndpoint| {
+        let ports = tcp.filter_map(|port| Some((keep.keep(port.name.as_deref().unwrap_or_default()), port.port?)));
+        let ports = ports.collect();
+        let mut read = |endpoint: &kubernetes::SliceEndpoint| {
             // The first of several stands for all of them, as for kube-proxy.
             let ip = endpoint.addresses.first()?.parse().ok()?;
             let target = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
             let pod = target.map(|pod| match pod.namespace.as_str() {
-                "" => Name::new(namespace, &pod.name),
-                namespace => Name::new(namespace, &pod.name),
+                "" => keep.name(namespace, &pod.name),
+                namespace => keep.name(namespace, &pod.name),
             });
-            let text = |text: &Option<String>| text.as_deref().map(Box::from);
+            let zones = endpoint.hints.iter().flat_map(|hints| &hints.for_zones);
             Some(SliceEndpoint {
                 ip,
                 state: State::of(&endpoint.conditions),
                 pod,
-                hostname: text(&endpoint.hostname),
-                node: text(&endpoint.node_name).unwrap_or_default(),
-                zone: text(&endpoint.zone),
-                hints: endpoint.hints.iter().flat_map(|h| &h.for_zones).map(|zone| zone.name.as_str().into()).collect(),
+                hostname: endpoint.hostname.as_deref().map(|name| keep.keep(name)),
+                node: keep.keep(endpoint.node_name.as_deref().unwrap_or_default()),
+                zone: endpoint.zone.as_deref().map(|zone| keep.keep(zone)),
+                hints: zones.map(|zone| keep.keep(&zone.name)).collect(),
             })
         };
-        let slice = Slice {
-            service: Name::new(namespace, service),
-            ports: tcp.filter_map(port).collect(),
-            endpoints: from.endpoints.iter().filter_map(read).collect(),
-        };
+        let endpoints = from.endpoints.iter().filter_map(&mut read).collect();
+        let slice = Slice { service: keep.name(namespace, service), ports, endpoints };
         if slice.endpoints.len() < from.endpoints.len() {
             problems.push("endpoints without an IP address are left out".into());
         }
@@ -175,7 +174,7 @@ impl Index {
     /// One address of a workload.
     pub(super) fn workload_endpoint(&self, name: &Name, addr: SocketAddr, source: &Source) -> Endpoint {
         let workload = self.workloads.get(name);
-        let (node, zone) = workload.map_or(("", None), |w| (w.node.as_str(), w.zone.as_deref()));
+        let (node, zone) = workload.map_or(("", None), |w| (&*w.node, w.zone.as_deref()));
         let mut endpoint = self.endpoint(
             &Candidate { addr, state: State::Ready, pod: Some(name), hostname: None, node, zone, hints: &[] },
             source,
@@ -236,7 +235,7 @@ impl Index {
         let mut endpoint = Endpoint::new(addr);
         if let Some((name, workload)) = pod {
             endpoint.meta = Some(pod_meta(name, port));
-            endpoint.labels.clone_from(&workload.metric_labels);
+            endpoint.labels = workload.metric_labels(name, &self.cluster.control_namespace);
             self.mesh(&mut endpoint, name, workload);
         }
         let locality = match (zone, source.zone.as_str()) {

@@ -150,10 +150,11 @@ impl Index {
         denials: &[(&Name, &AuthorizationPolicy)],
     ) -> Vec<InboundRoute> {
         let mut routes = Vec::new();
-        if let Some(probes) = workload.probes.get(&port) {
+        let mut probes = workload.probes(port).peekable();
+        if probes.peek().is_some() {
             let request = |probe: &Probe| {
                 let (path, method) = match probe {
-                    Probe::Get(path) => (path.as_str(), "GET"),
+                    Probe::Get(path) => (&**path, "GET"),
                     Probe::Grpc => (GRPC_HEALTH, "POST"),
                 };
                 let path = Some(PathMatch::Exact(path.into()));
@@ -165,7 +166,7 @@ impl Index {
                 authentication: Authentication::Unauthenticated,
                 labels: labels(&Meta::named("probe")),
             };
-            let matches = probes.iter().map(request).collect();
+            let matches = probes.map(request).collect();
             routes.push(route(Meta::named("probe"), matches, vec![authorization]));
         }
         let denied = denials.iter().flat_map(|(_, policy)| policy.spec.to.iter().flat_map(requests));
@@ -308,7 +309,7 @@ impl Index {
     }
 
     pub(super) fn selects(&self, policy: &AuthorizationPolicy, name: &Name, workload: &Workload) -> bool {
-        if !policy.spec.selector.selects(&workload.labels) {
+        if !policy.spec.selector.selects(|key| workload.labels.get(key)) {
             return false;
         }
         let Some(service) = &policy.spec.service else { return true };

@@ -15,6 +15,7 @@ mod services;
 mod status;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod workloads;
 
 pub use endpoints::EndpointSet;
@@ -32,6 +33,7 @@ use routes::Route;
 use services::Service;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use texts::Texts;
 use workloads::Workload;
 
 /// What is the same for the whole cluster.
@@ -129,6 +131,7 @@ pub struct Index {
     routes_to: BTreeMap<Name, BTreeSet<Key>>,
     policies: BTreeMap<Name, AuthorizationPolicy>,
     problems: BTreeMap<Key, Vec<String>>,
+    texts: Texts,
 }
 
 /// A relation between two names, readable from both sides.
@@ -222,7 +225,8 @@ impl Index {
 
     /// Takes a new or changed object; gives what may have changed by it.
     pub fn apply(&mut self, object: Object) -> BTreeSet<Subject> {
-        let key = object.key();
+        let (kind, metadata) = (object.kind(), object.metadata());
+        let key = Key { kind, name: self.texts.name(&metadata.namespace, &metadata.name) };
         let mut changed = BTreeSet::new();
         let (entry, problems) = self.read(object);
         // Most changes in a cluster are of no concern: heartbeats, conditions, a list that is repeated.
@@ -290,9 +294,9 @@ impl Index {
     /// Where a workload asks from.
     pub fn source(&self, namespace: &str, pod: &str, node: &str) -> Source {
         let workload = self.workloads.get(&Name::new(namespace, pod));
-        let node = if node.is_empty() { workload.map_or("", |w| w.node.as_str()) } else { node };
-        let zone = workload.and_then(|w| w.zone.as_ref()).or_else(|| self.zones.get(node));
-        Source { namespace: namespace.to_string(), node: node.to_string(), zone: zone.cloned().unwrap_or_default() }
+        let node = if node.is_empty() { workload.map_or("", |w| &*w.node) } else { node };
+        let zone = workload.and_then(|w| w.zone.as_deref()).or_else(|| self.zones.get(node).map(String::as_str));
+        Source { namespace: namespace.to_string(), node: node.to_string(), zone: zone.unwrap_or_default().to_string() }
     }
 
     /// Adds what depends on an object as it is now.
@@ -408,16 +412,16 @@ impl Index {
     }
 
     /// What of an object matters, and what in it has no effect.
-    fn read(&self, object: Object) -> (Entry, Vec<String>) {
-        let mut problems = Vec::new();
+    fn read(&mut self, object: Object) -> (Entry, Vec<String>) {
+        let (mut problems, keep) = (Vec::new(), &mut self.texts);
         let entry = match object {
             Object::Namespace(namespace) => {
                 Entry::Namespace(NamespaceConfig::read(&namespace.metadata.annotations, &mut problems))
             }
             Object::Node(node) => Entry::Node(node.metadata.labels.get(ZONE_LABEL).cloned()),
             Object::Service(service) => Entry::Service(Service::read(&service, &mut problems)),
-            Object::Pod(pod) => Entry::Workload(Workload::read(&pod, &self.cluster, &mut problems)),
-            Object::EndpointSlice(slice) => Entry::Slice(Slice::read(&slice, &mut problems)),
+            Object::Pod(pod) => Entry::Workload(Workload::read(&pod, &self.cluster, keep, &mut problems)),
+            Object::EndpointSlice(slice) => Entry::Slice(Slice::read(&slice, keep, &mut problems)),
             Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
                 Entry::Route(Route::read(&object, &mut problems))
             }

@@ -1,5 +1,6 @@
 //! Services: addresses, ports, and what each port is known to speak.
 
+use super::texts::LabelSet;
 use super::{Index, annotations};
 use gossamer_api::kubernetes::{self, IntOrString, Map, Name};
 use gossamer_api::policy::{Breaker, Load, Retry, Timeouts};
@@ -71,8 +72,8 @@ impl Service {
         }
     }
 
-    pub(super) fn selects(&self, labels: &Map) -> bool {
-        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    pub(super) fn selects(&self, labels: &LabelSet) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value.as_str()))
     }
 
     pub(super) fn port(&self, number: u16) -> Option<&Port> {
