@@ -133,6 +133,14 @@ pub const RETRY_BUDGET_RATIO: f32 = 0.2;
 pub const RETRY_BUDGET_MIN_PER_SECOND: u32 = 10;
 /// The window of the budget. Source: Finagle, Linkerd (10 s).
 pub const RETRY_BUDGET_WINDOW: Duration = Duration::from_secs(10);
+/// Copies of requests that a data thread has in flight: 8 MiB at most with the longest bodies.
+pub const MIRRORS_IN_FLIGHT: usize = 128;
+/// Longest body that is copied, as for retries.
+pub const MIRROR_MAX_BODY: usize = RETRY_MAX_BODY;
+/// How long a copy may take: what is slower counts as failed.
+pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest delay that is injected: a typo must not hold requests for ever.
+pub const DELAY_MAX: Duration = Duration::from_secs(60);
 
 // ---- inbound -------------------------------------------------------------------------------------------------------
 

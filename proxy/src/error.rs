@@ -45,6 +45,9 @@ pub enum Error {
     /// The route is broken; says how.
     #[error("invalid policy on {0}: {1}")]
     InvalidPolicy(String, String),
+    /// The route names something that the control plane has not told.
+    #[error("{0} needs extension {1:016x}, which the control plane has not told")]
+    Extension(String, u64),
     /// A rate limit is exhausted.
     #[error("rate limit of {0} exceeded")]
     RateLimited(String),
@@ -132,6 +135,11 @@ pub const REASONS: &[(&str, &str, &str)] = &[
         "Check the port of the service, and egress policy.",
     ),
     ("invalid-policy", "A route or policy of the target is broken.", "Mend the object that the message names."),
+    (
+        "extension",
+        "The route rewrites requests, and the control plane has not told how, so they may not pass.",
+        "Check that the destination service is Gossamer's, answers, and is not older than this proxy.",
+    ),
     ("rate-limited", "The rate limit of the server is exhausted.", "Slow down, or raise the limit."),
     (
         "overloaded",
@@ -197,6 +205,7 @@ impl Error {
             Error::Denied { .. } => "denied",
             Error::Forbidden(_) => "forbidden",
             Error::InvalidPolicy(..) => "invalid-policy",
+            Error::Extension(..) => "extension",
             Error::RateLimited(_) => "rate-limited",
             Error::Overloaded(_) => "overloaded",
             Error::NoEndpoints(_) => "no-endpoints",

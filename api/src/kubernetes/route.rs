@@ -232,7 +232,8 @@ pub struct TcpRouteRule {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteFilter {
-    /// `RequestHeaderModifier`, `ResponseHeaderModifier`, `RequestRedirect`; others are known but not obeyed.
+    /// `RequestHeaderModifier`, `ResponseHeaderModifier`, `RequestRedirect`, `URLRewrite`, `RequestMirror`; requests that
+    /// others are for fail.
     #[serde(rename = "type")]
     pub kind: String,
     /// Changes of request headers.
@@ -241,6 +242,42 @@ pub struct RouteFilter {
     pub response_header_modifier: Option<HeaderModifier>,
     /// A redirect.
     pub request_redirect: Option<RequestRedirect>,
+    /// A new host or path.
+    pub url_rewrite: Option<UrlRewrite>,
+    /// A copy.
+    pub request_mirror: Option<RequestMirror>,
+}
+
+/// A new host or path for requests on their way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct UrlRewrite {
+    /// Host.
+    pub hostname: Option<String>,
+    /// Path.
+    pub path: Option<PathRewrite>,
+}
+
+/// A copy of requests, whose answers nobody gets.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    /// Where to.
+    pub backend_ref: BackendRef,
+    /// Share of requests in percent; with [`Self::fraction`] missing as well: all.
+    pub percent: Option<u32>,
+    /// Share of requests.
+    pub fraction: Option<Fraction>,
+}
+
+/// A share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Fraction {
+    /// So many...
+    pub numerator: u32,
+    /// ...of so many; missing: 100.
+    pub denominator: Option<u32>,
 }
 
 /// Changes of headers.

@@ -1,5 +1,6 @@
 //! How targets are treated: what `OutboundPolicies` asks and streams.
 
+use super::extension::{extension_name, failure_or_name, marker};
 use super::route::*;
 use super::{
     Decoded, InvalidMessage, Within, address_from_proto, address_to_proto, duration_from_proto, duration_to_proto,
@@ -267,6 +268,8 @@ fn http_filter_to_proto(from: &Filter, grpc: bool) -> proto::http_route::Filter 
         Filter::ResponseHeaders(edit) => Kind::ResponseHeaderModifier(response_edit_to_proto(edit)),
         Filter::Redirect(redirect) => Kind::Redirect(redirect_to_proto(redirect)),
         Filter::Fail(failure) => Kind::FailureInjector(failure_to_http(failure, grpc)),
+        Filter::Extension(of) => Kind::FailureInjector(failure_to_http(&marker(extension_name(of), grpc), grpc)),
+        Filter::Named(name) => Kind::FailureInjector(failure_to_http(&marker(*name, grpc), grpc)),
     };
     proto::http_route::Filter { kind: Some(kind) }
 }
@@ -281,7 +284,7 @@ fn http_filter_from_proto(from: proto::http_route::Filter) -> Decoded<Filter> {
             Filter::ResponseHeaders(edit_from_proto(edit.add, edit.set, edit.remove)?)
         }
         Some(Kind::Redirect(redirect)) => Filter::Redirect(redirect_from_proto(redirect)?),
-        Some(Kind::FailureInjector(failure)) => Filter::Fail(failure_from_http(failure)?),
+        Some(Kind::FailureInjector(failure)) => failure_or_name(failure_from_http(failure)?),
         None => Filter::Fail(unsupported_filter(false)),
     })
 }
@@ -385,6 +388,8 @@ fn grpc_filter_to_proto(from: &Filter, grpc: bool) -> proto::grpc_route::Filter 
     let kind = match from {
         Filter::RequestHeaders(edit) => Kind::RequestHeaderModifier(request_edit_to_proto(edit)),
         Filter::Fail(failure) => Kind::FailureInjector(failure_to_grpc(failure, grpc)),
+        Filter::Extension(of) => Kind::FailureInjector(failure_to_grpc(&marker(extension_name(of), grpc), grpc)),
+        Filter::Named(name) => Kind::FailureInjector(failure_to_grpc(&marker(*name, grpc), grpc)),
         Filter::ResponseHeaders(_) | Filter::Redirect(_) => {
             Kind::FailureInjector(failure_to_grpc(&unsupported_filter(true), true))
         }
@@ -398,7 +403,7 @@ fn grpc_filter_from_proto(from: proto::grpc_route::Filter) -> Decoded<Filter> {
         Some(Kind::RequestHeaderModifier(edit)) => {
             Filter::RequestHeaders(edit_from_proto(edit.add, edit.set, edit.remove)?)
         }
-        Some(Kind::FailureInjector(failure)) => Filter::Fail(failure_from_grpc(failure)?),
+        Some(Kind::FailureInjector(failure)) => failure_or_name(failure_from_grpc(failure)?),
         None => Filter::Fail(unsupported_filter(true)),
     })
 }

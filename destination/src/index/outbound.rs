@@ -1,14 +1,14 @@
 //! How requests to a target are treated: what is known of the target, its routes, and defaults for the rest.
 
-use super::routes::{Route, Rule, RuleBackend, failure};
+use super::routes::{Route, Rule, RuleBackend, RuleFilter, failure};
 use super::services::{Port, Service, Speaks};
 use super::{Asked, Index, Source};
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::kubernetes::{Key, Kind, Name};
 use gossamer_api::policy::{
-    Backend, BackendTarget, Distribution, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy, OutboundProtocol,
-    PathMatch, Queue, Refuse, RequestMatch, RouteBackend, TcpRoute, TcpRule,
+    Backend, BackendTarget, Distribution, Extension, Filter, HttpRoute, HttpRoutes, HttpRule, Meta, Mirror,
+    OutboundPolicy, OutboundProtocol, PathMatch, Queue, Refuse, RequestMatch, RouteBackend, TcpRoute, TcpRule,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -129,7 +129,7 @@ impl Index {
     }
 
     fn http_rule(&self, rule: &Rule, parent: &Backend) -> HttpRule {
-        let mut filters = rule.filters.clone();
+        let mut filters = self.filters(&rule.filters);
         let own = |backend: Backend, filters| RouteBackend { backend, filters };
         let backends = match &rule.backends {
             None => Distribution::First(vec![own(parent.clone(), Vec::new())]),
@@ -139,7 +139,8 @@ impl Index {
             }
             Some(all) => {
                 let used = all.iter().filter(|backend| backend.weight > 0);
-                Distribution::Random(used.map(|b| (own(self.rule_backend(b), b.filters.clone()), b.weight)).collect())
+                let read = |b: &RuleBackend| (own(self.rule_backend(b), self.filters(&b.filters)), b.weight);
+                Distribution::Random(used.map(read).collect())
             }
         };
         HttpRule {
@@ -150,6 +151,19 @@ impl Index {
             retry: rule.retry.clone(),
             allow_l5d_request_headers: false,
         }
+    }
+
+    /// A mirror to a service that does not exist is none (Gateway API).
+    fn filters(&self, from: &[RuleFilter]) -> Vec<Filter> {
+        let read = |filter: &RuleFilter| match filter {
+            RuleFilter::Plain(filter) => Some(filter.clone()),
+            RuleFilter::Mirror(to, ratio) => {
+                let backend = self.rule_backend(to);
+                let mirror = Extension::Mirror(Mirror { backend: backend.clone(), ratio: *ratio });
+                (backend.target != BackendTarget::Invalid).then(|| Filter::Extension(Box::new(mirror)))
+            }
+        };
+        from.iter().filter_map(read).collect()
     }
 
     fn tcp_routes(
