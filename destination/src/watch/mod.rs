@@ -84,7 +84,11 @@ impl Progress {
     /// `Err` names the kinds that are missing.
     pub fn check(&self) -> Result<(), String> {
         let missing: Vec<_> = self.0.borrow().iter().map(Kind::to_string).collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("the first list is not complete of {}", missing.join(", "))) }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("the first list is not complete of {}", missing.join(", ")))
+        }
     }
 
     /// Returns when everything is known. Cancel safe.
