@@ -18,6 +18,8 @@ pub const IDENTITY_PORT: u16 = 8080;
 pub const DESTINATION_PORT: u16 = 8086;
 /// The policy services (`OutboundPolicies`, `InboundServerPolicies`). Source: Linkerd.
 pub const POLICY_PORT: u16 = 8090;
+/// The same without TLS, on the loopback of the destination service's pod: for `meshctl diagnostics`, by port-forward.
+pub const QUERY_PORT: u16 = 8087;
 
 /// Ports whose servers speak first, opaque without being looked at: SMTP, submission, MySQL, Galera, PostgreSQL,
 /// Redis, Elasticsearch transport, memcached. Source: Linkerd's `opaquePorts` (FEATURES 2.1).

@@ -3,12 +3,12 @@
 use crate::index::{Cluster, DefaultPolicy};
 use crate::pool::Pool;
 use crate::registry::Registry;
-use crate::{Config, admit, run, watch};
+use crate::{Config, admit, run, serve, watch};
 use anyhow::{Context, bail};
 use gossamer_api::defaults;
 use gossamer_api::process::admin::Admin;
 use gossamer_api::process::certify::{self, CertifyConfig, Token, TrustAnchors};
-use gossamer_api::process::grpc::ServerTls;
+use gossamer_api::process::grpc::{self, ServerTls};
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::process::tls::ClientAuth;
@@ -33,6 +33,9 @@ pub struct Options {
     /// Where proxies ask [default: the ports 8086 and 8090, on loopback without TLS]
     #[arg(long, env = "MESH_DESTINATION_LISTEN", value_delimiter = ',')]
     pub listen: Vec<SocketAddr>,
+    /// Where people ask what proxies are told, without TLS: only for those who may reach this host's loopback
+    #[arg(long, env = "MESH_DESTINATION_QUERY", default_value_t = SocketAddr::from(([127, 0, 0, 1], defaults::QUERY_PORT)))]
+    pub query: SocketAddr,
     /// Where metrics and probes are
     #[arg(long, env = "MESH_DESTINATION_ADMIN", default_value = "0.0.0.0:9996")]
     pub admin: SocketAddr,
@@ -130,6 +133,13 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     }
     let (services, workloads) = registry.read(|index| index.len());
     tracing::info!(?addresses, services, workloads, tls = tls.is_some(), "answering proxies");
+    if tls.is_some() {
+        // Who may port-forward into the control plane's namespace could read all of this from the API as well.
+        anyhow::ensure!(options.query.ip().is_loopback(), "--query {} is no loopback address", options.query);
+        let listener = TcpListener::bind(options.query).await.with_context(|| format!("--query {}", options.query))?;
+        let asked = serve::State { registry: registry.clone(), admit: None, stop: stop.clone() };
+        stop.spawn(grpc::serve(serve::services(asked), listener, None, stop.clone()));
+    }
     let admit = tls.as_ref().map(|_| admit::own_workload(registry.clone()));
     let config = Config { files: options.files, admit };
     run(config, registry, listeners, tls, stop.clone()).await;

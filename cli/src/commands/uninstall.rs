@@ -15,7 +15,9 @@ use std::process::ExitCode;
 /// The webhooks come first, so that nothing waits for them. With the definitions go all objects of their kinds:
 /// policies, and routes too if Gateway API came with the mesh. Proxies go on until their pods are replaced.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  meshctl uninstall | kubectl delete -f -\n  meshctl uninstall --keep-definitions | kubectl delete -f -")]
+#[command(
+    after_help = "Examples:\n  meshctl uninstall | kubectl delete -f -\n  meshctl uninstall --keep-definitions | kubectl delete -f -"
+)]
 pub struct Args {
     #[command(flatten)]
     cluster: Options,
@@ -107,7 +109,11 @@ async fn definitions(cluster: &Cluster) -> Result<Vec<Gone>> {
             let hint = paint_err("hint:", "1;36");
             eprintln!("{hint} {count} {} go with their definition; --keep-definitions keeps them", resource.plural);
         }
-        gone.push(Gone { api_version: "apiextensions.k8s.io/v1".into(), kind: "CustomResourceDefinition".into(), name });
+        gone.push(Gone {
+            api_version: "apiextensions.k8s.io/v1".into(),
+            kind: "CustomResourceDefinition".into(),
+            name,
+        });
     }
     Ok(gone)
 }

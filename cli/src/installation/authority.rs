@@ -68,10 +68,10 @@ pub fn decide(files: &Files, kept: Kept, external: bool, trust_domain: &str, now
     let given = read(&files.trust_anchors)?;
     if let (Some(certificate), Some(key)) = (read(&files.issuer_certificate)?, read(&files.issuer_key)?) {
         let anchors = given.unwrap_or_default();
-        return checked(Authority {
-            issuer: Some(IssuerPem { certificate, key, anchors: anchors.clone() }),
-            anchors,
-        }, now);
+        return checked(
+            Authority { issuer: Some(IssuerPem { certificate, key, anchors: anchors.clone() }), anchors },
+            now,
+        );
     }
     if external {
         // A bundle that somebody else maintains may still be empty when the mesh is installed.
@@ -106,11 +106,7 @@ fn fresh(trust_domain: &str, now: SystemTime) -> Result<Authority> {
     let root = new_root(trust_domain, now).context("a root of trust")?;
     let issuer = new_issuer(&root.pem(), trust_domain, now).context("an issuer")?;
     Ok(Authority {
-        issuer: Some(IssuerPem {
-            certificate: issuer.certificate,
-            key: issuer.key,
-            anchors: root.certificate.clone(),
-        }),
+        issuer: Some(IssuerPem { certificate: issuer.certificate, key: issuer.key, anchors: root.certificate.clone() }),
         anchors: root.certificate,
     })
 }

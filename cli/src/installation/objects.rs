@@ -9,8 +9,8 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
-    Affinity, ConfigMap, LocalObjectReference, Namespace, PodAffinityTerm, PodAntiAffinity,
-    ResourceRequirements, Secret, Service, ServiceAccount, WeightedPodAffinityTerm,
+    Affinity, ConfigMap, LocalObjectReference, Namespace, PodAffinityTerm, PodAntiAffinity, ResourceRequirements,
+    Secret, Service, ServiceAccount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding, Subject};
@@ -291,8 +291,8 @@ fn spread(selector: LabelSelector) -> Affinity {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{PART_OF, authority};
     use super::super::values::Overrides;
+    use super::super::{PART_OF, authority};
     use super::*;
     use std::time::SystemTime;
 

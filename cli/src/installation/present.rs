@@ -62,7 +62,8 @@ async fn foreign_crds(cluster: &Cluster) -> Result<BTreeSet<String>> {
 /// Somebody else's controller writes it: printing it would take a rotation back.
 fn is_anothers(secret: &Secret) -> bool {
     let marks = [&secret.metadata.annotations, &secret.metadata.labels];
-    let marked = marks.iter().any(|map| map.iter().flat_map(|map| map.keys()).any(|key| key.contains("cert-manager.io/")));
+    let marked =
+        marks.iter().any(|map| map.iter().flat_map(|map| map.keys()).any(|key| key.contains("cert-manager.io/")));
     marked || secret.metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty())
 }
 

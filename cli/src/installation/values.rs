@@ -225,12 +225,21 @@ impl Overrides {
 impl Values {
     /// What types can't say.
     fn check(&self) -> Result<()> {
-        let policies =
-            ["all-unauthenticated", "all-authenticated", "cluster-unauthenticated", "cluster-authenticated", "deny", "audit"];
+        let policies = [
+            "all-unauthenticated",
+            "all-authenticated",
+            "cluster-unauthenticated",
+            "cluster-authenticated",
+            "deny",
+            "audit",
+        ];
         if !policies.contains(&self.default_inbound_policy.as_str()) {
             let nearest = nearest(&self.default_inbound_policy, policies.iter().copied());
-            return Err(CommandError::usage(format!("defaultInboundPolicy: {:?} is none", self.default_inbound_policy))
-                .hint(format!("did you mean {nearest}? There are {}", policies.join(", "))));
+            return Err(CommandError::usage(format!(
+                "defaultInboundPolicy: {:?} is none",
+                self.default_inbound_policy
+            ))
+            .hint(format!("did you mean {nearest}? There are {}", policies.join(", "))));
         }
         let known = || settings::PROXY.iter().filter(|setting| setting.annotation).map(|setting| setting.name);
         if let Some(name) = self.proxy.keys().find(|name| !known().any(|known| known == name.as_str())) {
@@ -363,10 +372,19 @@ mod tests {
 
     #[test]
     fn set_knows_types_and_dots() {
-        let values = set(&["replicas=2", "version=1.10", "proxy.log-level=debug", "imagePullSecrets=a,b", "nodeSelector.example.org/a=b"]);
+        let values = set(&[
+            "replicas=2",
+            "version=1.10",
+            "proxy.log-level=debug",
+            "imagePullSecrets=a,b",
+            "nodeSelector.example.org/a=b",
+        ]);
         let values = values.unwrap();
         assert_eq!((values.replicas, values.version.as_str()), (2, "1.10"));
-        assert_eq!((values.proxy["log-level"].as_str(), values.node_selector["example.org/a"].as_str()), ("debug", "b"));
+        assert_eq!(
+            (values.proxy["log-level"].as_str(), values.node_selector["example.org/a"].as_str()),
+            ("debug", "b")
+        );
         assert_eq!(values.image_pull_secrets, ["a", "b"]);
     }
 

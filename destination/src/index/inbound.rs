@@ -87,13 +87,19 @@ struct Grant {
 }
 
 impl Index {
+    /// The policies that select a port of a workload, by name.
+    pub fn policies(&self, name: &Name, port: u16) -> Vec<(&Name, &AuthorizationPolicy)> {
+        let Some(workload) = self.workloads.get(name) else { return Vec::new() };
+        super::in_namespace(&self.policies, &name.namespace)
+            .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
+            .filter(|(_, policy)| self.selects(policy, name, workload) && selects_port(policy, workload, port))
+            .collect()
+    }
+
     /// Who may use a port; `None` for a workload that is not known.
     pub fn server(&self, name: &Name, port: u16) -> Option<Server> {
         let workload = self.workloads.get(name)?;
-        let policies: Vec<_> = super::in_namespace(&self.policies, &name.namespace)
-            .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
-            .filter(|(_, policy)| self.selects(policy, name, workload) && selects_port(policy, workload, port))
-            .collect();
+        let policies = self.policies(name, port);
         let allows = || policies.iter().filter(|(_, policy)| policy.spec.action != Action::Deny);
         let default = self.default_policy(name, workload);
         let mut grants = Vec::new();
