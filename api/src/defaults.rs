@@ -175,3 +175,13 @@ pub const WORKERS: usize = 1;
 pub const TAP_SESSIONS: usize = 16;
 /// Events queued per session; more are dropped and counted.
 pub const TAP_QUEUE: usize = 1024;
+
+// ---- in a pod ------------------------------------------------------------------------------------------------------
+
+/// The proxy's image, without its version.
+pub const PROXY_IMAGE: &str = "gossamer/proxy";
+/// The proxy in its image.
+pub const PROXY_PROGRAM: &str = "/gossamer-proxy";
+/// Where the token is mounted. Kubernetes mounts the API server's token at this path of every container that has
+/// nothing there.
+pub const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

@@ -5,10 +5,13 @@
 //! control plane in this process, [`demo`] the application that is meshed for show, [`scrape`] reads proxies' figures.
 
 pub mod certificates;
+pub mod cluster;
 pub mod commands;
 pub mod connect;
 pub mod demo;
 pub mod error;
+pub mod fan;
+pub mod installation;
 pub mod node;
 pub mod output;
 pub mod plane;

@@ -1,4 +1,8 @@
 //! Puts the proxy into pods.
 //!
-//! Empty so far: the mesh runs on one machine, where `meshctl run` puts proxies beside workloads. This room is kept for
-//! the webhook and for `meshctl inject`.
+//! Read in this order: [`inject`] (a pod and what surrounds it in, additions or a reason to leave it alone out; pure),
+//! [`container`] (what is added), [`settings`] (annotations, checked). `meshctl inject` and the webhook use the same.
+
+pub mod container;
+pub mod inject;
+pub mod settings;

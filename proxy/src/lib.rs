@@ -94,7 +94,7 @@ pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
     }
     // Connections to the control plane are our own, too.
     grpc::mark_sockets(config.mark);
-    let credentials = credentials(&config, &metrics, &stop)?;
+    let credentials = control::identity::start(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
 
     let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
@@ -213,46 +213,6 @@ fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Creden
         workload: config.workload.clone(),
     };
     Control::new(asked, credentials.clone(), stop.clone())
-}
-
-/// Our certificate as it is renewed; without an identity service there is never one.
-fn credentials(
-    config: &Config,
-    metrics: &Metrics,
-    stop: &Stop,
-) -> Result<watch::Receiver<Option<Arc<tls::Credentials>>>> {
-    let (Some(service), Some(local)) = (&config.identity, &config.local_identity) else {
-        let (sender, receiver) = watch::channel(None);
-        // Never changes, and never ends.
-        std::mem::forget(sender);
-        return Ok(receiver);
-    };
-    let anchors = tls::Anchors::from_pem(&config.trust_anchors).context("MESH_TRUST_ANCHORS")?;
-    let receiver = control::identity::spawn(
-        control::identity::IdentityConfig {
-            service: service.clone(),
-            identity: local.clone(),
-            token_file: config.token_file.clone(),
-            anchors,
-        },
-        stop.clone(),
-    );
-    stop_free(count_certificates(receiver.clone(), metrics.identity()));
-    Ok(receiver)
-}
-
-async fn count_certificates(
-    mut credentials: watch::Receiver<Option<Arc<tls::Credentials>>>,
-    metrics: Arc<metrics::IdentityMetrics>,
-) {
-    loop {
-        if let Some(credentials) = credentials.borrow_and_update().as_ref() {
-            metrics.issued(std::time::SystemTime::now(), credentials.not_after);
-        }
-        if credentials.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 fn serve_admin(

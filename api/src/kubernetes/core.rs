@@ -1,6 +1,6 @@
 //! Namespaces, nodes, services, pods and endpoint slices.
 
-use super::{Map, Metadata};
+use super::{Map, Metadata, or_default};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -42,10 +42,13 @@ pub struct ServiceSpec {
     pub cluster_ip: String,
     /// All of them (dual stack).
     #[serde(rename = "clusterIPs")]
+    #[serde(deserialize_with = "or_default")]
     pub cluster_ips: Vec<String>,
     /// Ports.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePort>,
     /// Labels of its pods; empty: its endpoints come as endpoint slices.
+    #[serde(deserialize_with = "or_default")]
     pub selector: Map,
     /// `Local`: only endpoints on the client's node.
     pub internal_traffic_policy: String,
@@ -100,8 +103,10 @@ pub struct PodSpec {
     /// True: it has its node's address, and no redirection.
     pub host_network: bool,
     /// Containers.
+    #[serde(deserialize_with = "or_default")]
     pub containers: Vec<Container>,
     /// Init containers, native sidecars among them.
+    #[serde(deserialize_with = "or_default")]
     pub init_containers: Vec<Container>,
 }
 
@@ -112,6 +117,7 @@ pub struct Container {
     /// Name.
     pub name: String,
     /// Ports.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ContainerPort>,
     /// Asked by the kubelet.
     pub liveness_probe: Option<Probe>,
@@ -163,8 +169,10 @@ pub struct PodStatus {
     pub pod_ip: String,
     /// All of them (dual stack).
     #[serde(rename = "podIPs")]
+    #[serde(deserialize_with = "or_default")]
     pub pod_ips: Vec<PodIp>,
     /// `Ready` is the one that matters; missing: ready.
+    #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
 }
 
@@ -196,8 +204,10 @@ pub struct EndpointSlice {
     /// `IPv4`, `IPv6` or `FQDN`.
     pub address_type: String,
     /// Endpoints.
+    #[serde(deserialize_with = "or_default")]
     pub endpoints: Vec<SliceEndpoint>,
     /// The ports of all of them.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<SlicePort>,
 }
 
@@ -206,8 +216,10 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     /// Addresses; only the first matters.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
     /// Readiness.
+    #[serde(deserialize_with = "or_default")]
     pub conditions: SliceConditions,
     /// Zone.
     pub zone: Option<String>,
@@ -234,6 +246,7 @@ pub struct SliceConditions {
 #[serde(rename_all = "camelCase", default)]
 pub struct Hints {
     /// Zones.
+    #[serde(deserialize_with = "or_default")]
     pub for_zones: Vec<ZoneHint>,
 }
 
@@ -274,8 +287,10 @@ pub struct SlicePort {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct LabelSelector {
     /// These labels with these values.
+    #[serde(deserialize_with = "or_default")]
     pub match_labels: BTreeMap<String, String>,
     /// Conditions on labels.
+    #[serde(deserialize_with = "or_default")]
     pub match_expressions: Vec<LabelExpression>,
 }
 
@@ -289,6 +304,7 @@ pub struct LabelExpression {
     pub operator: LabelOperator,
     /// For `In` and `NotIn`.
     #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub values: Vec<String>,
 }
 

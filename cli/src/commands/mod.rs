@@ -7,11 +7,14 @@ pub mod control;
 pub mod demo;
 pub mod edges;
 pub mod identity;
+pub mod install;
 pub mod proxy;
 pub mod run;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninstall;
+pub mod upgrade;
 pub mod version;
 pub mod why;
 
@@ -40,6 +43,9 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Install(install::Args),
+    Upgrade(upgrade::Args),
+    Uninstall(uninstall::Args),
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
@@ -63,6 +69,9 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Install(args) => block_on(install::run(args)),
+        Command::Upgrade(args) => block_on(upgrade::run(args)),
+        Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;

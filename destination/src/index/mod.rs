@@ -247,6 +247,22 @@ impl Index {
         self.len() == (0, 0)
     }
 
+    /// The names of all objects of a kind.
+    pub fn names(&self, kind: Kind) -> Vec<Name> {
+        let cluster_wide = |name: &String| Name::new("", name);
+        match kind {
+            Kind::Namespace => self.namespaces.keys().map(cluster_wide).collect(),
+            Kind::Node => self.zones.keys().map(cluster_wide).collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::Pod => self.workloads.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.routes.keys().filter(|key| key.kind == kind).map(|key| key.name.clone()).collect()
+            }
+            Kind::AuthorizationPolicy => self.policies.keys().cloned().collect(),
+        }
+    }
+
     /// Where a workload asks from.
     pub fn source(&self, namespace: &str, pod: &str, node: &str) -> Source {
         let workload = self.workloads.get(&Name::new(namespace, pod));

@@ -160,6 +160,11 @@ impl Index {
         workload.skip_inbound_ports.as_ref().or(namespace).is_some_and(|ports| ports.contains(port))
     }
 
+    /// The service account of a workload.
+    pub fn account(&self, name: &Name) -> Option<&str> {
+        self.workloads.get(name).map(|workload| workload.account.as_str())
+    }
+
     /// The addresses, readiness and identity of a workload.
     pub fn workload(&self, name: &Name) -> Option<(&[IpAddr], bool, Option<&Identity>)> {
         let workload = self.workloads.get(name)?;
