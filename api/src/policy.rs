@@ -297,6 +297,8 @@ pub enum Extension {
     Mirror(Mirror),
     /// Hold requests back.
     Delay(Delay),
+    /// Change response headers: for gRPC routes, where Linkerd's API cannot say it.
+    ResponseHeaders(HeaderEdit),
 }
 
 /// Which extension a route needs: a hash of its content, so that a route never meets another version of it.

@@ -4,12 +4,14 @@
 //! never treated by half of what was asked for.
 
 use super::mesh::{self as proto, extension::Kind, rewrite};
-use super::{Decoded, InvalidMessage, narrow, required};
+use super::route::header_name;
+use super::{Decoded, InvalidMessage, each, narrow, required};
 use crate::defaults;
 use crate::policy::{
-    Backend, BackendTarget, Delay, Extension, ExtensionName, Extensions, Failure, Filter, Load, Meta, Mirror,
-    OutboundPolicy, PathModifier, Queue, Rewrite, Target,
+    Backend, BackendTarget, Delay, Extension, ExtensionName, Extensions, Failure, Filter, HeaderEdit, Load, Meta,
+    Mirror, OutboundPolicy, PathModifier, Queue, Rewrite, Target,
 };
+use http::HeaderValue;
 use prost::Message;
 use std::time::Duration;
 
@@ -35,7 +37,14 @@ pub fn watch_extensions_from_proto(from: proto::WatchExtensions) -> Decoded<(Str
 /// The name of an extension.
 pub fn extension_name(of: &Extension) -> ExtensionName {
     // A mirror or a delay that is missing harms nobody who asked for something else.
-    ExtensionName { id: extension_to_proto(of).id, required: matches!(of, Extension::Rewrite(_)) }
+    ExtensionName { id: extension_to_proto(of).id, required: is_required(of) }
+}
+
+fn is_required(extension: &Extension) -> bool {
+    match extension {
+        Extension::Rewrite(_) | Extension::ResponseHeaders(_) => true,
+        Extension::Mirror(_) | Extension::Delay(_) => false,
+    }
 }
 
 /// What stands for an extension in a route.
@@ -101,10 +110,27 @@ fn extension_to_proto(from: &Extension) -> proto::Extension {
             microseconds: u64::try_from(delay.time.as_micros()).unwrap_or(u64::MAX),
             share: Some(share_to_proto(delay.ratio)),
         }),
+        Extension::ResponseHeaders(edit) => Kind::ResponseHeaders(proto::HeaderEdit {
+            set: headers_to_proto(&edit.set),
+            add: headers_to_proto(&edit.add),
+            remove: edit.remove.clone(),
+        }),
     };
     let mut message = proto::Extension { id: 0, kind: Some(kind) };
     message.id = fnv1a(&message.encode_to_vec());
     message
+}
+
+fn headers_to_proto(from: &[(String, Vec<u8>)]) -> Vec<proto::Header> {
+    from.iter().map(|(name, value)| proto::Header { name: name.clone(), value: value.clone() }).collect()
+}
+
+/// As everywhere, a header that HTTP cannot carry is refused where it arrives.
+fn headers_from_proto(from: Vec<proto::Header>, field: &str) -> Decoded<Vec<(String, Vec<u8>)>> {
+    each(from, field, |header| {
+        HeaderValue::from_bytes(&header.value).map_err(|error| InvalidMessage::new("value", error))?;
+        Ok((header_name(&header.name)?, header.value))
+    })
 }
 
 fn mirror_to_proto(from: &Mirror) -> proto::Mirror {
@@ -127,6 +153,11 @@ fn extension_from_proto(from: proto::Extension) -> Decoded<Extension> {
         Kind::Delay(delay) => Extension::Delay(Delay {
             time: Duration::from_micros(delay.microseconds),
             ratio: share_from_proto(delay.share)?,
+        }),
+        Kind::ResponseHeaders(edit) => Extension::ResponseHeaders(HeaderEdit {
+            set: headers_from_proto(edit.set, "set")?,
+            add: headers_from_proto(edit.add, "add")?,
+            remove: each(edit.remove, "remove", |name| header_name(&name))?,
         }),
     })
 }
@@ -206,6 +237,11 @@ mod tests {
             rewrite(None, Some(PathModifier::Prefix(String::new()))),
             Extension::Mirror(Mirror { backend: backend(), ratio: (1, 3) }),
             Extension::Delay(Delay { time: Duration::from_millis(5), ratio: (0, 100) }),
+            Extension::ResponseHeaders(HeaderEdit {
+                set: vec![("x-a".into(), b"1".to_vec())],
+                add: vec![("x-b".into(), b"2".to_vec())],
+                remove: vec!["x-c".into()],
+            }),
         ]
     }
 
@@ -237,7 +273,7 @@ mod tests {
     fn who_does_not_know_extensions_fails_only_what_must_not_pass_without() {
         for extension in extensions() {
             let failure = marker(extension_name(&extension), false);
-            assert_eq!(failure.ratio.0 > 0, matches!(extension, Extension::Rewrite(_)), "{failure:?}");
+            assert_eq!(failure.ratio.0 > 0, is_required(&extension), "{failure:?}");
         }
     }
 
@@ -272,6 +308,10 @@ mod tests {
             rewrite("", Prefix("/a?b".into())),
             rewrite("a/b", FullPath("/".into())),
             Some(Kind::Mirror(proto::Mirror::default())),
+            Some(Kind::ResponseHeaders(proto::HeaderEdit {
+                set: vec![proto::Header { name: "a".into(), value: b"1\r\nb: 2".to_vec() }],
+                ..proto::HeaderEdit::default()
+            })),
             Some(Kind::Delay(proto::Delay { share: too_much, ..proto::Delay::default() })),
         ];
         let count = kinds.len();

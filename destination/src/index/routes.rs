@@ -73,7 +73,8 @@ impl Route {
                 let mut rules = Vec::new();
                 for rule in &route.spec.rules {
                     let matches = matches(&rule.matches, problems, grpc_match);
-                    let filters = filters(&rule.filters, namespace, problems);
+                    let mut filters = filters(&rule.filters, namespace, problems);
+                    filters.iter_mut().for_each(carry_response_headers);
                     let backends = backends(&rule.backend_refs, namespace, problems);
                     rules.extend(matches.map(|matches| Rule { matches, filters, backends, ..Rule::default() }));
                 }
@@ -108,11 +109,13 @@ impl Route {
         }
         let notes = &object.metadata().annotations;
         let (timeouts, retry) = (annotations::timeouts(notes, problems), annotations::retry(notes, problems));
+        let faults = annotations::faults(notes, object.kind() == Kind::GrpcRoute, problems);
         for rule in &mut self.rules {
             rule.timeouts.request = rule.timeouts.request.or(timeouts.request);
             rule.timeouts.response = rule.timeouts.response.or(timeouts.response);
             rule.timeouts.idle = rule.timeouts.idle.or(timeouts.idle);
             rule.retry = rule.retry.take().or_else(|| retry.clone());
+            rule.filters.splice(0..0, faults.iter().cloned().map(RuleFilter::Plain));
         }
     }
 
@@ -285,6 +288,13 @@ fn filters(from: &[RouteFilter], namespace: &str, problems: &mut Vec<String>) ->
         })));
     }
     found
+}
+
+/// Linkerd's gRPC routes cannot carry changes of response headers.
+fn carry_response_headers(filter: &mut RuleFilter) {
+    if let RuleFilter::Plain(Filter::ResponseHeaders(edit)) = filter {
+        *filter = RuleFilter::Plain(Filter::Extension(Box::new(Extension::ResponseHeaders(std::mem::take(edit)))));
+    }
 }
 
 fn rewrite(from: &UrlRewrite) -> Extension {

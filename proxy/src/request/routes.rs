@@ -187,6 +187,7 @@ fn extended(from: &[Filter], mirror: impl Fn(&Policy) -> Rc<Mirror>) -> (Vec<Fil
                 Extension::Mirror(of) => more.mirrors.push(mirror(of)),
                 Extension::Delay(delay) => more.delays.push(delay.clone()),
                 Extension::Rewrite(_) => filters.push(filter.clone()),
+                Extension::ResponseHeaders(edit) => filters.push(Filter::ResponseHeaders(edit.clone())),
             },
             // What may be missing is.
             Filter::Named(name) if !name.required => {}

@@ -230,7 +230,7 @@ async fn a_mirror_that_is_slow_large_or_gone_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_grpc_route_mirrors_as_well() {
+async fn a_grpc_route_mirrors_and_changes_response_headers() {
     let shop = shop(
         r#"
 apiVersion: gateway.networking.k8s.io/v1
@@ -240,13 +240,49 @@ spec:
   parentRefs: [{ group: "", kind: Service, name: web, port: 8080 }]
   rules:
     - matches: [{ method: { service: shop.Orders } }]
-      filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: shadow, port: 8080 } } }]
+      filters:
+        - { type: RequestMirror, requestMirror: { backendRef: { name: shadow, port: 8080 } } }
+        - { type: ResponseHeaderModifier, responseHeaderModifier: { set: [{ name: x-served, value: mesh }] } }
 "#,
     )
     .await;
     let client = H2::connect(shop.shop.to(WEB)).await;
     let answer = client.grpc("web", "/shop.Orders/Place", b"x").await;
     assert_eq!((answer.header("x-app"), answer.grpc()), ("web", Some(0)), "{answer:?}");
+    assert_eq!(answer.header("x-served"), "mesh");
     becomes(1, || async { shop.shadow.count() }).await;
     becomes(1.0, || shop.mirrored("same")).await;
+}
+
+#[tokio::test]
+async fn faults_are_injected_by_annotation() {
+    let shop = shop(
+        r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: faults
+  namespace: test
+  annotations:
+    fault.gossamer.io/delay: 300ms
+    fault.gossamer.io/abort: "503"
+    fault.gossamer.io/abort-percent: "0"
+spec:
+  parentRefs: [{ group: "", kind: Service, name: web, port: 8080 }]
+  rules: [{ matches: [{ path: { type: PathPrefix, value: /slow } }] }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: none, namespace: test, annotations: { fault.gossamer.io/abort: "418" } }
+spec:
+  parentRefs: [{ group: "", kind: Service, name: web, port: 8080 }]
+  rules: [{}]
+"#,
+    )
+    .await;
+    let start = std::time::Instant::now();
+    assert_eq!(shop.get("/slow/0").await.status, 200);
+    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    let answer = shop.get("/").await;
+    assert_eq!((answer.status, answer.reason()), (418, "injected"), "{answer:?}");
 }
