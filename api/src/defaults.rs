@@ -45,6 +45,9 @@ pub const CONTROL_NAMESPACE: &str = "gossamer";
 /// forwarded. Long enough for the first flight of a local client, too short to be noticed by a human.
 /// Linkerd waits 10 s; Envoy's `listener_filters_timeout` is 15 s.
 pub const DETECT_PATIENCE: Duration = Duration::from_millis(20);
+/// How long the rest of a request line, a preface or a ClientHello may take once it has begun; then it is forwarded as it
+/// is. Source: Linkerd's detect timeout, 10 s.
+pub const DETECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes looked at before a protocol is called opaque. A post-quantum ClientHello has about 1.8 KiB; padded ones 4.
 pub const DETECT_BYTES: usize = 16 * 1024;
 
@@ -110,6 +113,9 @@ pub const EWMA_DECAY: Duration = Duration::from_secs(10);
 pub const QUEUE_CAPACITY: u32 = 10_000;
 /// How long they may. Source: Linkerd's policy controller sends 3 s.
 pub const QUEUE_FAILFAST: Duration = Duration::from_secs(3);
+/// How long they may when every endpoint has just refused: long enough for a process that is restarted, short enough for
+/// the reason to reach whoever waits.
+pub const REFUSED_FAILFAST: Duration = Duration::from_secs(1);
 /// Failures in a row that eject an endpoint. Source: Linkerd failure accrual (7); there it is off by default.
 pub const BREAKER_MAX_FAILURES: u32 = 7;
 /// First probation. Source: Linkerd.

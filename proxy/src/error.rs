@@ -58,8 +58,8 @@ pub enum Error {
     #[error("{0} has no endpoints")]
     NoEndpoints(String),
     /// Endpoints exist, but none became usable in time.
-    #[error("no endpoint of {0} became ready within {1:?}")]
-    NotReady(String, Duration),
+    #[error("no endpoint of {0} became ready within {1:?}{2}")]
+    NotReady(String, Duration, LastRefusal),
     /// The control plane did not say what the target is.
     #[error("discovery of {0} failed: {1}")]
     Discovery(String, Arc<str>),
@@ -109,6 +109,16 @@ pub enum Error {
     /// Draining.
     #[error("the proxy is shutting down")]
     ShuttingDown,
+}
+
+/// What the last endpoint that was tried said, if any was; printed after what it explains.
+#[derive(Clone, Debug, Default)]
+pub struct LastRefusal(pub Option<Arc<str>>);
+
+impl std::fmt::Display for LastRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |why| write!(f, "; {why}"))
+    }
 }
 
 /// Each reason code, what it means and what to do about it; `meshctl why CODE` prints it.
@@ -231,7 +241,7 @@ impl Error {
         match self {
             Error::Overloaded(name)
             | Error::NoEndpoints(name)
-            | Error::NotReady(name, _)
+            | Error::NotReady(name, ..)
             | Error::Discovery(name, _) => Some(name),
             _ => None,
         }
@@ -244,6 +254,14 @@ impl Error {
             Error::Upstream(_, engine::Error::Refused) => Again::Safe,
             Error::Upstream(..) => Again::IfIdempotent,
             _ => Again::Never,
+        }
+    }
+
+    /// The error of passing an endpoint's answer on: what HTTP cannot express is the endpoint's fault.
+    pub fn of_answer(endpoint: SocketAddr, error: engine::Error) -> Self {
+        match error {
+            engine::Error::Malformed(_) | engine::Error::HeadTooLarge => Error::Upstream(endpoint, error),
+            _ => Error::ClientGone,
         }
     }
 
@@ -260,6 +278,15 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_answer_is_not_the_clients_fault() {
+        let endpoint = "10.0.0.1:80".parse().unwrap();
+        let of = |error| Error::of_answer(endpoint, error).reason();
+        assert_eq!(of(engine::Error::Malformed("invalid status")), "upstream");
+        assert_eq!(of(engine::Error::Cancelled), "client-gone");
+        assert_eq!(Error::of_client(engine::Error::Malformed("x")).reason(), "bad-request");
+    }
 
     #[test]
     fn every_reason_is_explained_once() {

@@ -18,6 +18,7 @@ pub mod inbound;
 pub mod metrics;
 pub mod net;
 pub mod outbound;
+pub mod patience;
 pub mod policy;
 pub mod pod;
 pub mod privilege;

@@ -291,19 +291,25 @@ fn http_filter_from_proto(from: proto::http_route::Filter) -> Decoded<Filter> {
 
 fn http_retry_to_proto(from: &Retry) -> proto::http_route::Retry {
     use proto::http_route::retry::{Conditions, conditions::StatusRange};
-    // linkerd2-proxy refuses ranges outside of 1 to 599 and more than 65535 attempts.
-    let range = |(start, end): &(u16, u16)| {
-        let (start, end) = ((*start).max(1), (*end).min(599));
+    // gRPC codes travel as ranges below every HTTP status: the message has no field for them, and linkerd2-proxy takes
+    // them for statuses that no response has. It refuses ranges outside of 1 to 599 and more than 65535 attempts.
+    let codes = from.grpc_codes.iter().map(|code| (*code, *code));
+    let range = |(start, end): (u16, u16)| {
+        let (start, end) = (start.max(1), end.min(599));
         (start <= end).then_some(StatusRange { start: u32::from(start), end: u32::from(end) })
     };
+    let statuses = from.statuses.iter().copied().chain(codes).filter_map(range);
     proto::http_route::Retry {
         max_retries: from.limit.min(u32::from(u16::MAX)),
         max_request_bytes: u32::try_from(from.max_body).unwrap_or(u32::MAX),
-        conditions: Some(Conditions { status_ranges: from.statuses.iter().filter_map(range).collect() }),
+        conditions: Some(Conditions { status_ranges: statuses.collect() }),
         timeout: from.timeout.map(duration_to_proto),
         backoff: from.backoff.as_ref().map(backoff_to_proto),
     }
 }
+
+/// HTTP has no status below; gRPC no code above.
+const LEAST_STATUS: u16 = 100;
 
 fn http_retry_from_proto(from: proto::http_route::Retry) -> Decoded<Retry> {
     use proto::http_route::retry::conditions::StatusRange;
@@ -315,11 +321,12 @@ fn http_retry_from_proto(from: proto::http_route::Retry) -> Decoded<Retry> {
             false => Err(InvalidMessage::new("", format_args!("{start}-{end} is no range of HTTP statuses"))),
         }
     })?;
+    let (codes, statuses): (Vec<_>, Vec<_>) = statuses.into_iter().partition(|(_, end)| *end < LEAST_STATUS);
     Ok(Retry {
         limit: from.max_retries,
         max_body: from.max_request_bytes as usize,
         statuses,
-        grpc_codes: Vec::new(),
+        grpc_codes: codes.into_iter().flat_map(|(start, end)| start..=end).collect(),
         timeout: duration_from_proto(from.timeout, "timeout")?,
         backoff: from.backoff.map(backoff_from_proto).transpose().within("backoff")?,
     })

@@ -178,7 +178,7 @@ async fn forward(
     if headers::response(&mut response) {
         pick.pool.close();
     }
-    respond_with(&rule, head, &mut response, &up, down, record)?;
+    respond_with(&rule, head, &mut response, &pick, &up, down, record)?;
     let switched = response.status == 101 || (head.method == Method::CONNECT && (200..300).contains(&response.status));
     if switched && let Downstream::H1(server) = down {
         server.flush().await.map_err(Error::of_client)?;
@@ -327,7 +327,7 @@ async fn attempt(
         Err(error) => {
             let connecting = matches!(error, Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..));
             if connecting {
-                pick.refused(Instant::now());
+                balancer.refused(&pick, &error, Instant::now());
             }
             pick.fail(Instant::now());
             return Err(fail(error, connecting));
@@ -401,6 +401,7 @@ fn respond_with(
     rule: &Rc<Rule>,
     head: &RequestHead,
     response: &mut ResponseHead,
+    pick: &Pick,
     up: &Upstream,
     down: &mut Downstream<'_>,
     record: &mut Record<'_>,
@@ -413,6 +414,11 @@ fn respond_with(
             .headers
             .append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
     }
+    // HTTP/2 streams also tell here what the client did wrong meanwhile.
+    down.send_response(response, up.length(response)).map_err(|error| match down {
+        Downstream::H1(_) => Error::of_answer(pick.info.addr, error),
+        Downstream::H2(_) => Error::of_client(error),
+    })?;
     record.responded(response);
-    down.send_response(response, up.length(response)).map_err(Error::of_client)
+    Ok(())
 }
