@@ -19,18 +19,18 @@ const QUIET: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_millis(250);
 
 /// Asks all; the answers keep the order. `what` is who is asked, for people: `proxies`.
-pub async fn out<T, R, F>(what: &str, all: &[T], ask: impl Fn(usize, &T) -> F) -> Vec<Result<R, String>>
+pub async fn out<'a, T, R, F>(what: &str, all: &'a [T], ask: impl Fn(usize, &'a T) -> F) -> Vec<Result<R, String>>
 where
     F: Future<Output = Result<R, String>>,
 {
     within(PATIENCE, what, all, ask).await
 }
 
-async fn within<T, R, F>(
+async fn within<'a, T, R, F>(
     patience: Duration,
     what: &str,
-    all: &[T],
-    ask: impl Fn(usize, &T) -> F,
+    all: &'a [T],
+    ask: impl Fn(usize, &'a T) -> F,
 ) -> Vec<Result<R, String>>
 where
     F: Future<Output = Result<R, String>>,

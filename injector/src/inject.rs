@@ -244,7 +244,7 @@ fn shape(spec: &Value, settings: &Settings, values: &Values) -> Shape {
 }
 
 /// The kind (in lower case) and name of what made a pod; a ReplicaSet's Deployment, which the template's hash tells.
-fn owner(pod: &Value) -> Option<(String, String)> {
+pub fn owner(pod: &Value) -> Option<(String, String)> {
     let metadata = &pod["metadata"];
     let owners = metadata["ownerReferences"].as_array()?;
     let owner = owners.iter().find(|owner| owner["controller"] == true).or(owners.first())?;

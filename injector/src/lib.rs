@@ -1,8 +1,16 @@
 //! Puts the proxy into pods.
 //!
 //! Read in this order: [`inject`] (a pod and what surrounds it in, additions or a reason to leave it alone out; pure),
-//! [`container`] (what is added), [`settings`] (annotations, checked). `meshctl inject` and the webhook use the same.
+//! [`container`] (what is added), [`settings`] (annotations, checked); `meshctl inject` uses the same. Then [`webhook`]
+//! (what the API server asks), [`certs`] (what it is answered with), [`cluster`] (what is followed there), [`events`] (who
+//! is told), [`command`] (the process).
 
+pub mod certs;
+pub mod cluster;
+pub mod command;
 pub mod container;
+pub mod events;
 pub mod inject;
+pub mod metrics;
 pub mod settings;
+pub mod webhook;

@@ -5,6 +5,7 @@
 
 pub mod explain;
 pub mod forward;
+pub mod objects;
 
 use crate::error::{CommandError, Result};
 use explain::Doing;

@@ -359,6 +359,33 @@ impl Collect for RouteMetrics {
     }
 }
 
+/// Copies of one route's requests. Only what happened is shown.
+#[derive(Debug, Default)]
+pub struct MirrorMetrics {
+    /// Answered with the status of the real request.
+    pub same: Counter,
+    /// Answered with another.
+    pub different: Counter,
+    /// Not answered, or not in time.
+    pub failed: Counter,
+    /// Not sent: too many were in flight, or the body was too long or never complete.
+    pub skipped: Counter,
+}
+
+impl Collect for MirrorMetrics {
+    fn collect(&self, labels: &str, out: &mut Exposition) {
+        let all = [
+            ("same", &self.same),
+            ("different", &self.different),
+            ("failed", &self.failed),
+            ("skipped", &self.skipped),
+        ];
+        for (result, counter) in all.into_iter().filter(|(_, counter)| counter.get() > 0) {
+            out.value_with(Family::MirrorRequests, labels, &format!("result=\"{result}\""), counter.get());
+        }
+    }
+}
+
 /// Endpoints and queue of one balancer.
 #[derive(Debug, Default)]
 pub struct BalancerMetrics {

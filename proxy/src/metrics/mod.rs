@@ -11,10 +11,12 @@ pub mod process;
 mod registry;
 
 pub use handles::{
-    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, IdentityMetrics, OpenConnection, RequestMetrics,
-    RouteMetrics, TcpMetrics,
+    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, IdentityMetrics, MirrorMetrics, OpenConnection,
+    RequestMetrics, RouteMetrics, TcpMetrics,
 };
-pub use labels::{AuthzLabels, BackendLabels, Direction, RequestLabels, RouteLabels, TcpLabels, TlsLabel};
+pub use labels::{
+    AuthzLabels, BackendLabels, Direction, MirrorLabels, RequestLabels, RouteLabels, TcpLabels, TlsLabel,
+};
 
 use registry::{Exposition, Table};
 use std::sync::Arc;
@@ -67,6 +69,7 @@ families! {
     GrpcRetrySuccesses counter "outbound_grpc_route_retry_successes_total" "Total count of requests that succeeded by a retry.";
     GrpcRetryLimitExceeded counter "outbound_grpc_route_retry_limit_exceeded_total" "Total count of requests that failed after their last retry.";
     GrpcRetryOverflow counter "outbound_grpc_route_retry_overflow_total" "Total count of retries not sent for want of budget.";
+    MirrorRequests counter "outbound_http_route_mirror_requests_total" "Total count of copies of requests, by what became of them: same or different status, failed, or skipped for want of room.";
     HttpBalancerEndpoints gauge "outbound_http_balancer_endpoints" "Number of endpoints of a balancer, by state.";
     HttpBalancerEjections counter "outbound_http_balancer_ejections_total" "Total count of endpoints taken out by circuit breaking.";
     HttpBalancerQueueLength gauge "outbound_http_balancer_queue_length" "Number of requests waiting for an endpoint.";
@@ -107,6 +110,7 @@ struct Tables {
     tcp: Table<TcpMetrics>,
     authz: Table<AuthzMetrics>,
     routes: Table<RouteMetrics>,
+    mirrors: Table<MirrorMetrics>,
     balancers: Table<BalancerMetrics>,
     inbound_http_errors: Arc<ErrorMetrics>,
     inbound_tcp_errors: Arc<ErrorMetrics>,
@@ -142,6 +146,11 @@ impl Metrics {
         let grpc = labels.grpc;
         let text = labels.text();
         self.0.routes.scope_of(if grpc { "grpc" } else { "http" }, text, || RouteMetrics::new(grpc))
+    }
+
+    /// Copies of one route's requests.
+    pub fn mirror_scope(&self, labels: MirrorLabels<'_>) -> Arc<MirrorMetrics> {
+        self.0.mirrors.scope(labels.text(), MirrorMetrics::default)
     }
 
     /// Endpoints and queue of one balancer.
@@ -193,6 +202,7 @@ impl Metrics {
             + tables.tcp.collect(now, &mut out)
             + tables.authz.collect(now, &mut out)
             + tables.routes.collect(now, &mut out)
+            + tables.mirrors.collect(now, &mut out)
             + tables.balancers.collect(now, &mut out);
         tables.inbound_http_errors.collect(Family::InboundHttpErrors, &mut out);
         tables.inbound_tcp_errors.collect(Family::InboundTcpErrors, &mut out);
