@@ -11,6 +11,7 @@ mod policy;
 mod route;
 #[cfg(feature = "kubernetes")]
 mod served;
+pub mod validate;
 
 pub use self::core::*;
 pub use parse::*;
