@@ -12,6 +12,7 @@ pub mod demo;
 pub mod describe;
 pub mod error;
 pub mod fan;
+pub mod health;
 pub mod installation;
 pub mod node;
 pub mod output;

@@ -98,7 +98,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::AsUser(args) => as_user::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
-        Command::Version(args) => version::run(args),
+        Command::Version(args) => block_on(version::run(args)),
         Command::DemoApp(args) => block_on(async { crate::demo::app::run(args).await.map(|()| ExitCode::SUCCESS) }),
     }
 }
