@@ -119,9 +119,9 @@ impl Options {
         let mut defaults = Map::new();
         for pair in self.defaults.iter().filter(|pair| !pair.trim().is_empty()) {
             let (name, value) = pair.split_once('=').with_context(|| format!("--default {pair:?} has no \"=\""))?;
-            let known = crate::settings::all().map(|setting| setting.name);
-            if !known.clone().any(|one| one == name.trim()) {
-                let hint = nearest(name, known).map(|one| format!("; did you mean {one}?"));
+            let known = || crate::settings::all().map(|setting| setting.name);
+            if !known().any(|one| one == name.trim()) {
+                let hint = nearest(name, known()).map(|one| format!("; did you mean {one}?"));
                 anyhow::bail!("--default {pair:?}: there is no such setting{}", hint.unwrap_or_default());
             }
             defaults.insert(name.trim().into(), value.trim().into());
