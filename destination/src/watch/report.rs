@@ -362,7 +362,8 @@ mod tests {
         let unresolved = |reason: &str| [format!("Accepted=True/Accepted ResolvedRefs=False/{reason}")];
         assert_eq!(said(WEB, "{backendRefs: [{name: gone, port: 80}]}"), unresolved("BackendNotFound"));
         assert_eq!(said(WEB, "{backendRefs: [{name: web, port: 81}]}"), unresolved("BackendNotFound"));
-        assert_eq!(said(WEB, "{backendRefs: [{kind: Bucket, name: b, group: x}]}"), unresolved("InvalidKind"));
+        let bucket = said(WEB, "{backendRefs: [{kind: Bucket, name: b, group: x}]}");
+        assert!(bucket[0].starts_with(&unresolved("InvalidKind")[0]), "{bucket:?}");
         assert_eq!(
             said(WEB, "{filters: [{type: Nonsense}]}"),
             [format!("{FINE} PartiallyInvalid=True/UnsupportedValue")]
