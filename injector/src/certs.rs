@@ -13,7 +13,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -57,13 +59,18 @@ impl Serving {
         let certificate = leaf.signed_by(&key, &Issuer::new(authority, authority_key))?.pem();
         let before = earlier.and_then(|earlier| CertificateDer::from_pem_slice(earlier.authorities.as_bytes()).ok());
         let before = before.map(|der| tls::to_pem("CERTIFICATE", &der)).unwrap_or_default();
-        Ok(Serving { certificate, key: key.serialize_pem(), authorities: authority_pem.replace("\r\n", "\n") + &before })
+        Ok(Serving {
+            certificate,
+            key: key.serialize_pem(),
+            authorities: authority_pem.replace("\r\n", "\n") + &before,
+        })
     }
 
     /// Reads it from the Secret; fails with what is missing or broken there.
     pub fn read(secret: &Secret) -> Result<Self> {
         let text = |key: &str| -> Result<String> {
-            let data = secret.data.as_ref().and_then(|data| data.get(key)).with_context(|| format!("{key} is missing"))?;
+            let data =
+                secret.data.as_ref().and_then(|data| data.get(key)).with_context(|| format!("{key} is missing"))?;
             String::from_utf8(data.0.clone()).with_context(|| format!("{key} is no text"))
         };
         let serving = Serving { certificate: text("tls.crt")?, key: text("tls.key")?, authorities: text("ca.crt")? };
@@ -75,10 +82,8 @@ impl Serving {
 
     fn write(&self, namespace: &str, version: Option<String>) -> Secret {
         let data = [("tls.crt", &self.certificate), ("tls.key", &self.key), ("ca.crt", &self.authorities)];
-        let labels = [
-            ("app.kubernetes.io/part-of", "gossamer"),
-            (gossamer_api::keys::CONTROL_PLANE_COMPONENT, "injector"),
-        ];
+        let labels =
+            [("app.kubernetes.io/part-of", "gossamer"), (gossamer_api::keys::CONTROL_PLANE_COMPONENT, "injector")];
         Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.into()),
@@ -226,7 +231,9 @@ mod tests {
         let now = SystemTime::now();
         let serving = Serving::new(&names(), None, now).unwrap();
         assert!(!serving.is_due(now) && serving.is_due(now + LIFETIME * 3 / 4));
-        assert!(serving.is_of(&names()) && !serving.is_of(&["other.svc".into()]) && !serving.is_of(&["10.0.0.1".into()]));
+        assert!(
+            serving.is_of(&names()) && !serving.is_of(&["other.svc".into()]) && !serving.is_of(&["10.0.0.1".into()])
+        );
     }
 
     #[test]

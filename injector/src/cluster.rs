@@ -146,10 +146,8 @@ fn configurations(client: &Client, kind: &str) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &resource)
 }
 
-const CONFIGURATIONS: [(&str, &str); 2] = [
-    ("MutatingWebhookConfiguration", "gossamer-injector"),
-    ("ValidatingWebhookConfiguration", "gossamer-validator"),
-];
+const CONFIGURATIONS: [(&str, &str); 2] =
+    [("MutatingWebhookConfiguration", "gossamer-injector"), ("ValidatingWebhookConfiguration", "gossamer-validator")];
 
 #[cfg(test)]
 mod tests {
@@ -166,7 +164,12 @@ mod tests {
         let paths: Vec<_> = patch.as_array().unwrap().iter().map(|one| one["path"].as_str().unwrap()).collect();
         assert_eq!(
             paths,
-            ["/webhooks/1/name", "/webhooks/1/clientConfig/caBundle", "/webhooks/2/name", "/webhooks/2/clientConfig/caBundle"]
+            [
+                "/webhooks/1/name",
+                "/webhooks/1/clientConfig/caBundle",
+                "/webhooks/2/name",
+                "/webhooks/2/clientConfig/caBundle"
+            ]
         );
         let mut patched = configuration;
         json_patch::patch(&mut patched, &serde_json::from_value::<json_patch::Patch>(patch).unwrap()).unwrap();

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use gossamer_api::defaults;
 use gossamer_api::kubernetes::Map;
+use gossamer_api::kubernetes::validate::nearest;
 use gossamer_api::process::admin::Admin;
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
@@ -105,7 +106,8 @@ pub async fn start(options: Options) -> Result<bool> {
     tokio::spawn(admin.serve(page, axum::Router::new()));
 
     let webhooks = Webhooks { values: values_receiver, namespaces, metrics: metrics.clone(), events };
-    let keeping = stop.spawn(keep_certificate(client, options.clone(), webhooks, listener, metrics, certified, stop.clone()));
+    let keeping =
+        stop.spawn(keep_certificate(client, options.clone(), webhooks, listener, metrics, certified, stop.clone()));
     stop.stopping().await;
     let clean = stop.wait(GRACE).await;
     keeping.await.unwrap_or(Ok(())).map(|()| clean)
@@ -117,9 +119,9 @@ impl Options {
         let mut defaults = Map::new();
         for pair in self.defaults.iter().filter(|pair| !pair.trim().is_empty()) {
             let (name, value) = pair.split_once('=').with_context(|| format!("--default {pair:?} has no \"=\""))?;
-            let known = crate::settings::all().map(|setting| setting.name);
-            if !known.clone().any(|one| one == name.trim()) {
-                let hint = crate::settings::nearest(name, known).map(|one| format!("; did you mean {one}?"));
+            let known = || crate::settings::all().map(|setting| setting.name);
+            if !known().any(|one| one == name.trim()) {
+                let hint = nearest(name, known()).map(|one| format!("; did you mean {one}?"));
                 anyhow::bail!("--default {pair:?}: there is no such setting{}", hint.unwrap_or_default());
             }
             defaults.insert(name.trim().into(), value.trim().into());
@@ -160,12 +162,7 @@ async fn native_sidecar(options: &Options, client: &Client) -> Result<bool> {
     Ok((number(&version.major), number(&version.minor)) >= (1, 29))
 }
 
-async fn follow_anchors(
-    client: Client,
-    namespace: String,
-    values: Values,
-    sender: watch::Sender<Option<Arc<Values>>>,
-) {
+async fn follow_anchors(client: Client, namespace: String, values: Values, sender: watch::Sender<Option<Arc<Values>>>) {
     let mut anchors = pin!(cluster::anchors(client, &namespace));
     while let Some(anchors) = anchors.next().await {
         let values = Values { trust_anchors: anchors.pem().to_string(), ..values.clone() };

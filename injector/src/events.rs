@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let (mut told, now) = (Told::default(), Instant::now());
-        let news = |n: usize| News::of(&json!({ "metadata": { "name": n.to_string() } }), "demo", true, "A", String::new());
+        let news =
+            |n: usize| News::of(&json!({ "metadata": { "name": n.to_string() } }), "demo", true, "A", String::new());
         let new = (0..REMEMBERED + 10).filter(|n| told.is_new(&news(*n), now)).count();
         assert_eq!((new, told.0.len()), (REMEMBERED, REMEMBERED));
         assert!(told.is_new(&news(0), now + AGAIN));

@@ -35,8 +35,10 @@ pub struct Injected<'a> {
 impl Metrics {
     /// A pod was decided about, in this time.
     pub fn injected(&self, what: &Injected<'_>, took: Duration) {
-        let labels =
-            format!("owner_kind=\"{}\",namespace=\"{}\",annotation_at=\"{}\"", what.owner_kind, what.namespace, what.annotation_at);
+        let labels = format!(
+            "owner_kind=\"{}\",namespace=\"{}\",annotation_at=\"{}\"",
+            what.owner_kind, what.namespace, what.annotation_at
+        );
         let result = format!("{labels},skip=\"{}\",skip_reason=\"{}\"", !what.skip_reason.is_empty(), what.skip_reason);
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         count(&mut inner.requests, labels);
@@ -81,7 +83,8 @@ impl Metrics {
 
 /// Counts; what has labels beyond the bound is counted together.
 fn count(counts: &mut BTreeMap<String, u64>, labels: String) {
-    let labels = if counts.len() < MAX_SERIES || counts.contains_key(&labels) { labels } else { "overflow=\"true\"".into() };
+    let labels =
+        if counts.len() < MAX_SERIES || counts.contains_key(&labels) { labels } else { "overflow=\"true\"".into() };
     *counts.entry(labels).or_default() += 1;
 }
 
@@ -95,11 +98,16 @@ mod tests {
     #[test]
     fn names_and_labels_are_linkerds() {
         let metrics = Metrics::default();
-        let what = Injected { owner_kind: "deployment", namespace: "demo", annotation_at: "namespace", skip_reason: "" };
+        let what =
+            Injected { owner_kind: "deployment", namespace: "demo", annotation_at: "namespace", skip_reason: "" };
         metrics.injected(&what, Duration::from_millis(1));
         metrics.injected(&Injected { skip_reason: "sidecar_exists", ..what }, Duration::from_millis(1));
         let text = metrics.text();
-        assert!(text.contains("requests_total{owner_kind=\"deployment\",namespace=\"demo\",annotation_at=\"namespace\"} 2\n"));
+        assert!(
+            text.contains(
+                "requests_total{owner_kind=\"deployment\",namespace=\"demo\",annotation_at=\"namespace\"} 2\n"
+            )
+        );
         assert!(text.contains("annotation_at=\"namespace\",skip=\"true\",skip_reason=\"sidecar_exists\"} 1\n"));
         assert!(text.contains("seconds_sum 0.002\n"));
     }

@@ -6,6 +6,7 @@
 use gossamer_api::defaults;
 use gossamer_api::keys::{CONFIG_PREFIX, INJECT, PREFIX, PROXY_VERSION};
 use gossamer_api::kubernetes::Map;
+use gossamer_api::kubernetes::validate::distance;
 use gossamer_api::settings::{PROXY, Ports, Setting, parse_duration, text};
 use std::collections::BTreeMap;
 
@@ -149,12 +150,6 @@ pub fn unknown_keys(annotations: &Map) -> Vec<String> {
     warnings
 }
 
-/// The nearest of several words, if it is near.
-pub fn nearest<'a>(word: &str, of: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let (far, one) = of.into_iter().map(|one| (distance(word, one), one)).min()?;
-    (far <= 1 + word.len() / 3).then_some(one)
-}
-
 /// What is wrong with a value, or nothing. An empty value means the default where that is empty.
 fn check(setting: &Setting, value: &str) -> Result<(), String> {
     if value.is_empty() && (setting.default)().is_empty() {
@@ -204,30 +199,6 @@ fn quantity(text: &str) -> Option<f64> {
     };
     text[..digits].parse::<f64>().ok().map(|number| number * factor)
 }
-
-/// Insertions, deletions, replacements and swaps of neighbours from one word to the other (optimal string alignment).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(LONGEST).collect(), b.chars().take(LONGEST).collect());
-    let mut before_last = Vec::new();
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replaced.min(last[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                let swapped: &Vec<usize> = &before_last;
-                best = best.min(swapped[j - 2] + 1);
-            }
-            row.push(best);
-        }
-        before_last = std::mem::replace(&mut last, row);
-    }
-    last[b.len()]
-}
-
-/// Characters of a key that are compared; none of ours is longer.
-const LONGEST: usize = 80;
 
 #[cfg(test)]
 mod tests {
@@ -304,15 +275,6 @@ mod tests {
                 "\"gossamer.io/inject\"?"
             ]
         );
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, far) in
-            [("", "abc", 3), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("kitten", "sitting", 3)]
-        {
-            assert_eq!(distance(a, b), far, "{a} {b}");
-        }
     }
 
     #[test]

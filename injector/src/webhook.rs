@@ -62,7 +62,8 @@ pub async fn serve(
             };
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(IDLE);
-            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), TowerToHyperService::new(router)));
+            let mut connection =
+                std::pin::pin!(http.serve_connection(TokioIo::new(io), TowerToHyperService::new(router)));
             tokio::select! {
                 _ = connection.as_mut() => return,
                 () = stop.stopping() => connection.as_mut().graceful_shutdown(),
@@ -102,7 +103,9 @@ async fn on_inject(State(webhooks): State<Webhooks>, body: Bytes) -> Response {
     let (owner_kind, _) = inject::owner(request.object()).unwrap_or_default();
     let (annotation_at, skip_reason) = what;
     let namespace = request.namespace();
-    webhooks.metrics.injected(&Injected { owner_kind: &owner_kind, namespace, annotation_at, skip_reason }, start.elapsed());
+    webhooks
+        .metrics
+        .injected(&Injected { owner_kind: &owner_kind, namespace, annotation_at, skip_reason }, start.elapsed());
     answer.into_response(&request)
 }
 
@@ -157,7 +160,9 @@ async fn on_validate(State(webhooks): State<Webhooks>, body: Bytes) -> Response 
     let kind = request.object()["kind"].as_str().unwrap_or("unknown").to_string();
     let answer = match errors.is_empty() {
         true => Answer { warnings, ..Answer::allow() },
-        false => Answer { warnings, ..Answer::refuse(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")) },
+        false => {
+            Answer { warnings, ..Answer::refuse(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")) }
+        }
     };
     webhooks.metrics.validated(&kind, if answer.allowed { "allowed" } else { "refused" });
     answer.into_response(&request)

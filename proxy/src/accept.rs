@@ -5,6 +5,7 @@ use crate::{inbound, outbound};
 use gossamer_api::defaults::MAX_CONNECTIONS;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,11 @@ pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: 
             Ok((io, client)) => {
                 let (shard, kind) = (shard.clone(), kind.clone());
                 tasks.spawn_local(async move {
-                    serve(shard, io, client, kind).await;
+                    // What was needed to find out what is spoken is gone by the time that it is spoken.
+                    let lasting = Box::pin(begin(shard, io, client, kind)).await;
+                    if let Some(lasting) = lasting {
+                        lasting.await;
+                    }
                     drop(place);
                 });
             }
@@ -52,7 +57,10 @@ pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: 
     }
 }
 
-async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, kind: Kind) {
+/// The long part of a connection: HTTP, request after request. `None` when the connection is over.
+pub type Lasting = Option<Pin<Box<dyn Future<Output = ()>>>>;
+
+async fn begin(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, kind: Kind) -> Lasting {
     match kind {
         Kind::Outbound => outbound::serve(shard, io, client, None).await,
         Kind::Explicit(target) => outbound::serve(shard, io, client, Some(target)).await,
@@ -88,8 +96,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let client = io.local_addr().unwrap();
-        let future = serve(shard, io, client, Kind::Outbound);
+        let future = begin(shard.clone(), io, client, Kind::Outbound);
         let bytes = std::mem::size_of_val(&future);
-        assert!(bytes <= 2048, "{bytes} bytes");
+        assert!(bytes <= 2048, "beginning: {bytes} bytes");
+
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let bytes = std::mem::size_of_val(&outbound::http1_of_test(shard, io, client));
+        assert!(bytes <= 768, "HTTP/1: {bytes} bytes");
+        println!("{bytes} {}", std::mem::size_of::<crate::request::Connection>());
     }
 }

@@ -3,11 +3,12 @@
 //! **Invariant:** bytes reach the workload only after its port's policy let the client in; without a policy nobody is
 //! let in. Mesh TLS is what carries our own name as SNI; any other TLS is the workload's and passes untouched.
 
+use crate::accept::Lasting;
 use crate::balance::transport::{Header, Session};
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
 use crate::metrics::Direction;
-use crate::net::{self, Prefixed, Stream};
+use crate::net::{self, ReadAhead, Stream};
 use crate::patience::Patience;
 use crate::policy::authorize::{self, Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
@@ -26,26 +27,25 @@ use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 
 /// Serves a connection to one of the workload's ports, or to the proxy itself on behalf of one.
-pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) {
-    net::tune(&io);
-    let Ok(local) = io.local_addr() else { return };
+pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) -> Lasting {
+    let local = io.local_addr().ok()?;
     // Without redirection, or when it is we who were meant: the transport header names the port.
-    let original = net::original_destination(&io).filter(|addr| *addr != local && !shard.config.is_own(*addr));
+    let original = net::original_destination(&io, client).filter(|addr| *addr != local && !shard.config.is_own(*addr));
     let mut first = BytesMut::new();
     let protocol = match original {
         Some(addr) => match first_bytes(&shard, addr, &mut io, &mut first).await {
             Ok(protocol) => protocol,
-            Err(()) => return,
+            Err(()) => return None,
         },
         None => match timeout(HANDSHAKE_TIMEOUT, whole_hello(&mut io, &mut first)).await {
             Ok(protocol) => protocol,
-            Err(_) => return,
+            Err(_) => return None,
         },
     };
     let ours = shard.config.local_identity.as_ref().map(|identity| identity.as_str());
     match protocol {
         Some(Protocol::Tls(hello)) if hello.sni.is_some() && hello.sni.as_deref() == ours => {
-            Box::pin(meshed(shard, io, first.freeze(), client, original, local)).await;
+            Box::pin(meshed(shard, io, first, client, original, local)).await
         }
         protocol => match original {
             Some(target) => {
@@ -56,9 +56,12 @@ pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) {
                     Some(_) => Spoken::Bytes,
                     None => Spoken::Nothing,
                 };
-                spoken(shard, io.into(), first.freeze(), peer, client, target, session).await;
+                spoken(shard, io.into(), first.freeze(), peer, client, target, session).await
             }
-            None => super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::Loop),
+            None => {
+                super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::Loop);
+                None
+            }
         },
     }
 }
@@ -79,21 +82,22 @@ enum Spoken {
 async fn meshed(
     shard: Rc<Shard>,
     io: TcpStream,
-    first: Bytes,
+    first: BytesMut,
     client: SocketAddr,
     original: Option<SocketAddr>,
     local: SocketAddr,
-) {
+) -> Lasting {
     let Some(credentials) = usable(&shard.credentials) else {
-        return super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
+        super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
+        return None;
     };
     let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
-    let mut io = match Box::pin(tls::accept(config, Prefixed::new(first, io))).await {
+    let mut io = match Box::pin(tls::accept(config, ReadAhead::new(first, io))).await {
         Ok(io) => io,
         Err(error) => {
             count(&shard, "handshake");
             tracing::info!(%client, %error, "TLS handshake of a client failed");
-            return;
+            return None;
         }
     };
     let session = io.get_ref().1;
@@ -107,13 +111,14 @@ async fn meshed(
             Ok(Err(reason)) => {
                 count(&shard, "bad-request");
                 tracing::info!(%client, reason, "connection refused");
-                return;
+                return None;
             }
-            Err(_) => return,
+            Err(_) => return None,
         };
         if header.name.is_some() {
             // A name that is not ours would make us a gateway.
-            return count(&shard, "no-route");
+            count(&shard, "no-route");
+            return None;
         }
         let spoken_as = match header.session {
             Some(Session::Http1) => Spoken::Http1,
@@ -124,13 +129,17 @@ async fn meshed(
     } else {
         match original {
             Some(target) => (target, Spoken::Unknown),
-            None => return count(&shard, "bad-request"),
+            None => {
+                count(&shard, "bad-request");
+                return None;
+            }
         }
     };
     if shard.config.inbound_listen.iter().any(|own| own.port() == target.port()) {
-        return count(&shard, "loop");
+        count(&shard, "loop");
+        return None;
     }
-    spoken(shard, io.into(), first.freeze(), peer, client, target, spoken_as).await;
+    spoken(shard, io.into(), first.freeze(), peer, client, target, spoken_as).await
 }
 
 fn count(shard: &Shard, reason: &'static str) {
@@ -138,7 +147,7 @@ fn count(shard: &Shard, reason: &'static str) {
 }
 
 async fn header(
-    io: &mut tokio_rustls::server::TlsStream<Prefixed>,
+    io: &mut tokio_rustls::server::TlsStream<ReadAhead>,
     first: &mut BytesMut,
 ) -> Result<Header, &'static str> {
     loop {
@@ -161,9 +170,12 @@ async fn spoken(
     client: SocketAddr,
     target: SocketAddr,
     mut session: Spoken,
-) {
+) -> Lasting {
     let port = shard.port(target.port());
-    let policy = Box::pin(port.policy()).await;
+    let policy = match port.current() {
+        Some(policy) => Ok(policy),
+        None => Box::pin(port.policy()).await,
+    };
     let mut first = BytesMut::from(first);
     if session == Spoken::Unknown {
         session = match &policy {
@@ -183,11 +195,12 @@ async fn spoken(
     let opaque = policy.as_ref().is_ok_and(|policy| policy.protocol == Declared::Opaque);
     match session {
         // Requests are answered one by one, also those that must be refused.
-        Spoken::Http1 if !opaque => serve::http1(conn, io, first.freeze()).await,
-        Spoken::Http2 if !opaque => serve::http2(conn, io, first.freeze()).await,
-        Spoken::Nothing => Box::pin(silent(conn, policy, io)).await,
+        Spoken::Http1 if !opaque => return Some(Box::pin(serve::http1(conn, io, first.freeze()))),
+        Spoken::Http2 if !opaque => return Some(Box::pin(serve::http2(conn, io, first.freeze()))),
+        Spoken::Nothing => return Box::pin(silent(conn, policy, io)).await,
         _ => Box::pin(bytes(conn, policy, io, first.freeze())).await,
     }
+    None
 }
 
 /// Bytes to the workload.
@@ -205,13 +218,14 @@ async fn bytes(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut 
 }
 
 /// A silent client without TLS: the workload may speak first, or the client late.
-async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream) {
+async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut near: Stream) -> Lasting {
     let mut record = Record::connection(&conn);
     let mut far = match dial(&conn, policy, &mut record).await {
         Ok(far) => far,
         Err(error) => {
             record.failed(&error);
-            return near.reset_on_close();
+            near.reset_on_close();
+            return None;
         }
     };
     let mut greeting = BytesMut::with_capacity(2048);
@@ -220,7 +234,7 @@ async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut
         biased;
         read = near.read_buf(&mut first) => {
             if !matches!(read, Ok(count) if count > 0) {
-                return;
+                return None;
             }
             drop(far);
             record.forget();
@@ -233,6 +247,7 @@ async fn silent(conn: Rc<Connection>, policy: Result<Rc<PortPolicy>, Error>, mut
         }
     }
     relay(&conn, record, &mut near, &mut far, first.freeze(), greeting.freeze()).await;
+    None
 }
 
 /// Copies until both sides have ended, or policy no longer lets the client in.
@@ -261,15 +276,16 @@ async fn relay(
 }
 
 /// A client that speaks first after all, late.
-async fn late(conn: Rc<Connection>, mut near: Stream, mut first: BytesMut) {
+async fn late(conn: Rc<Connection>, mut near: Stream, mut first: BytesMut) -> Lasting {
     let shard = conn.shard.clone();
-    let Side::Inbound(port, _) = &conn.side else { return };
+    let Side::Inbound(port, _) = &conn.side else { return None };
     let policy = Box::pin(port.policy()).await;
     match inside(&shard, &mut near, &mut first).await {
-        Spoken::Http1 => serve::http1(conn, near, first.freeze()).await,
-        Spoken::Http2 => serve::http2(conn, near, first.freeze()).await,
+        Spoken::Http1 => return Some(Box::pin(serve::http1(conn, near, first.freeze()))),
+        Spoken::Http2 => return Some(Box::pin(serve::http2(conn, near, first.freeze()))),
         _ => bytes(conn, policy, near, first.freeze()).await,
     }
+    None
 }
 
 /// Lets the client in, or not, and connects to the workload.

@@ -1,16 +1,18 @@
 //! Sockets: listen, dial, original destination. The only file that makes them, so the only one with socket options.
 
 use crate::metrics::OpenConnection;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BytesMut};
 use gossamer_api::defaults;
+use gossamer_engine::buffer;
 use gossamer_engine::io::Io;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
 
 /// Backlog of listeners. Source: the kernel's own default ceiling (`net.core.somaxconn` 4096).
 const BACKLOG: i32 = 4096;
@@ -24,14 +26,15 @@ pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
         // IPv4 has a listener of its own.
         socket.set_only_v6(true)?;
     }
+    // What it accepts inherits these.
+    tune(SockRef::from(&socket));
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 /// Sets what every connection of the proxy wants: no delay, keep-alive, a bound on unacknowledged data.
-pub fn tune(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
+fn tune(socket: SockRef<'_>) {
     // Options that a kernel lacks cost nothing but the option.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(defaults::TCP_KEEPALIVE));
@@ -44,16 +47,14 @@ pub async fn dial(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
     if mark != 0 {
         socket.set_mark(mark)?;
     }
-    let stream = tokio::net::TcpSocket::from_std_stream(socket.into()).connect(addr).await?;
-    tune(&stream);
-    Ok(stream)
+    tune(SockRef::from(&socket));
+    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(addr).await
 }
 
-/// Where the client wanted to go, if the kernel redirected its connection here.
-pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    let local = stream.local_addr().ok()?;
+/// Where `client` wanted to go, if the kernel redirected its connection here.
+pub fn original_destination(stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
-    let original = match local.ip() {
+    let original = match client.ip() {
         IpAddr::V4(_) => socket.original_dst_v4(),
         IpAddr::V6(_) => socket.original_dst_v6(),
     };
@@ -65,33 +66,72 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
 
-/// Bytes already read, then the socket.
+/// What TLS reads from and writes to: a socket, of which some bytes may have been read already.
+///
+/// TLS asks for 4 KiB at a time, a quarter of a record. While that much comes at once, as much as there is gets read
+/// ahead into a borrowed buffer, so that a batch of records costs one system call.
 #[derive(Debug)]
-pub struct Prefixed {
-    prefix: Bytes,
+pub struct ReadAhead {
+    ahead: BytesMut,
+    /// `ahead` was borrowed.
+    borrowed: bool,
+    /// The last read was given all it asked for.
+    filled: bool,
     io: TcpStream,
 }
 
-impl Prefixed {
-    /// Reads `prefix` before the socket.
-    pub fn new(prefix: Bytes, io: TcpStream) -> Self {
-        Prefixed { prefix, io }
+impl ReadAhead {
+    /// Reads `first` before the socket.
+    pub fn new(first: BytesMut, io: TcpStream) -> Self {
+        ReadAhead { ahead: first, borrowed: false, filled: false, io }
     }
-}
 
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.prefix.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+    /// Ready when a read may give something; `wanted`: TLS has nothing in hand, decrypted or final.
+    fn poll_readable(&self, cx: &mut Context<'_>, wanted: bool) -> Poll<io::Result<()>> {
+        match wanted && self.ahead.is_empty() {
+            true => self.io.poll_read_ready(cx),
+            false => Poll::Ready(Ok(())),
         }
-        let count = self.prefix.len().min(buf.remaining());
-        buf.put_slice(&self.prefix[..count]);
-        self.prefix.advance(count);
-        Poll::Ready(Ok(()))
+    }
+
+    fn give(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..count]);
+        self.ahead.advance(count);
+        if self.ahead.is_empty() {
+            let memory = std::mem::take(&mut self.ahead);
+            if std::mem::take(&mut self.borrowed) {
+                buffer::give(memory, buffer::LARGE);
+            }
+        }
     }
 }
 
-impl AsyncWrite for Prefixed {
+impl AsyncRead for ReadAhead {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.ahead.is_empty() {
+            this.give(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if !this.filled {
+            let before = buf.remaining();
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            this.filled = buf.remaining() == 0 && before > 0;
+            return Poll::Ready(Ok(()));
+        }
+        let mut memory = buffer::take(buffer::LARGE);
+        let polled = poll_read_buf(Pin::new(&mut this.io), cx, &mut memory);
+        (this.ahead, this.borrowed) = (memory, true);
+        if let Poll::Ready(Ok(count)) = &polled {
+            this.filled = *count >= buf.remaining();
+        }
+        this.give(buf);
+        polled.map_ok(drop)
+    }
+}
+
+impl AsyncWrite for ReadAhead {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -127,8 +167,8 @@ pub struct Stream {
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpStream),
-    Server(Box<tokio_rustls::server::TlsStream<Prefixed>>),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Server(Box<tokio_rustls::server::TlsStream<ReadAhead>>),
+    Client(Box<tokio_rustls::client::TlsStream<ReadAhead>>),
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
@@ -139,14 +179,14 @@ impl From<TcpStream> for Stream {
     }
 }
 
-impl From<tokio_rustls::server::TlsStream<Prefixed>> for Stream {
-    fn from(io: tokio_rustls::server::TlsStream<Prefixed>) -> Self {
+impl From<tokio_rustls::server::TlsStream<ReadAhead>> for Stream {
+    fn from(io: tokio_rustls::server::TlsStream<ReadAhead>) -> Self {
         Stream { io: Kind::Server(Box::new(io)), meter: None }
     }
 }
 
-impl From<tokio_rustls::client::TlsStream<TcpStream>> for Stream {
-    fn from(io: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+impl From<tokio_rustls::client::TlsStream<ReadAhead>> for Stream {
+    fn from(io: tokio_rustls::client::TlsStream<ReadAhead>) -> Self {
         Stream { io: Kind::Client(Box::new(io)), meter: None }
     }
 }
@@ -170,7 +210,7 @@ impl Stream {
         match &self.io {
             Kind::Tcp(io) => Some(io),
             Kind::Server(io) => Some(&io.get_ref().0.io),
-            Kind::Client(io) => Some(io.get_ref().0),
+            Kind::Client(io) => Some(&io.get_ref().0.io),
             #[cfg(test)]
             Kind::Memory(_) => None,
         }
@@ -270,12 +310,24 @@ impl Io for Stream {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Kind::Tcp(io) => io.poll_read_ready(cx),
-            // TLS may hold decrypted bytes: only a read tells.
-            _ => Poll::Ready(Ok(())),
+            Kind::Server(io) => {
+                let (socket, session) = io.get_ref();
+                socket.poll_readable(cx, session.wants_read())
+            }
+            Kind::Client(io) => {
+                let (socket, session) = io.get_ref();
+                socket.poll_readable(cx, session.wants_read())
+            }
+            #[cfg(test)]
+            Kind::Memory(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn abort(&mut self) {
         self.reset_on_close();
+    }
+
+    fn ends_on_drop(&self) -> bool {
+        matches!(self.io, Kind::Tcp(_))
     }
 }

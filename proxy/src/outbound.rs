@@ -3,6 +3,7 @@
 //! **Invariant:** no client waits for a detection timeout. One that is silent for a moment is connected to its
 //! endpoint, and whichever side speaks first decides.
 
+use crate::accept::Lasting;
 use crate::control::Target;
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
@@ -23,21 +24,27 @@ use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 /// Serves a connection that was redirected here, or that came to an explicit local port.
-pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) {
-    net::tune(&io);
+pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) -> Lasting {
     let (target, addr) = match explicit {
         Some(authority) => (Target::Authority(authority), client),
-        None => match net::original_destination(&io) {
+        None => match net::original_destination(&io, client) {
             Some(addr) if !shard.config.is_own(addr) => (Target::Addr(addr), addr),
-            _ => return refuse(&shard, Direction::Outbound, &io, &Error::Loop),
+            _ => {
+                refuse(&shard, Direction::Outbound, &io, &Error::Loop);
+                return None;
+            }
         },
     };
     let destination = shard.destination(&target);
-    match Box::pin(destination.policy()).await {
+    let policy = match destination.current() {
+        Some(policy) => Ok(policy),
+        None => Box::pin(destination.policy()).await,
+    };
+    match policy {
         // Nothing may pass: an HTTP client gets to know why.
         Ok(policy) if policy.refuses_all() => {
             let error = Error::Forbidden(target.to_string());
-            Box::pin(explain(shard, destination, io, client, addr, error)).await;
+            Box::pin(explain(shard, destination, io, client, addr, error)).await
         }
         Ok(policy) => connection(shard, destination, &policy, io, client, addr).await,
         // HTTP clients get to know why; others see the connection end.
@@ -53,7 +60,7 @@ async fn connection(
     mut io: TcpStream,
     client: SocketAddr,
     target: SocketAddr,
-) {
+) -> Lasting {
     let skip = match policy.protocol {
         Declared::Opaque => true,
         Declared::Unknown => shard.config.opaque_ports.contains(target.port()) || shard.speaks_first(target),
@@ -70,16 +77,13 @@ async fn connection(
         shard,
     });
     match protocol {
-        Some(Protocol::Http1) if policy.protocol != Declared::Tls => {
-            http1(conn, io, first).await;
-        }
-        Some(Protocol::Http2) if policy.protocol != Declared::Tls => {
-            http2(conn, io, first).await;
-        }
+        Some(Protocol::Http1) if policy.protocol != Declared::Tls => return http1(conn, io, first),
+        Some(Protocol::Http2) if policy.protocol != Declared::Tls => return http2(conn, io, first),
         Some(Protocol::Tls(hello)) => Box::pin(opaque(conn, policy, io, first, hello.sni.as_deref())).await,
         Some(_) => Box::pin(opaque(conn, policy, io, first, None)).await,
-        None => Box::pin(silent(conn, policy, io)).await,
+        None => return Box::pin(silent(conn, policy, io)).await,
     }
+    None
 }
 
 /// Reads until the protocol is known; `None` when the client says nothing for a moment.
@@ -128,7 +132,7 @@ async fn opaque(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: Byt
 }
 
 /// The client is silent: dial, and let whoever speaks first decide.
-async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) {
+async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Lasting {
     let mut record = Record::connection(&conn);
     let Ok(choice) = policy.tcp.choose(None, &conn.target.to_string()).map(|(backend, _)| backend.balancer.clone())
     else {
@@ -141,7 +145,8 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) {
         Ok(far) => far,
         Err(error) => {
             record.failed(&error);
-            return net::reset_on_close(&io);
+            net::reset_on_close(&io);
+            return None;
         }
     };
     let mut greeting = BytesMut::with_capacity(2048);
@@ -150,7 +155,7 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) {
         biased;
         ready = io.readable() => {
             if ready.is_err() {
-                return;
+                return None;
             }
             // The client was only slow. Nothing was sent to the endpoint: start over with what it says.
             drop(far);
@@ -166,10 +171,11 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) {
     let mut near = measured(&conn, io, &first);
     let moved = tcp::relay(&mut near, &mut far, first.split().freeze(), greeting.freeze()).await;
     record.closed(moved);
+    None
 }
 
 /// A client that speaks first after all, late.
-async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) {
+async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) -> Lasting {
     let mut patience = Patience::new(conn.shard.config.detect_patience);
     let protocol = loop {
         if let Some(protocol) = detect(&first) {
@@ -181,18 +187,19 @@ async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, m
             timeout_at(patience.until(&first), more(&mut io, &mut first)).await
         };
         match read {
-            Ok(Ok(0) | Err(_)) if first.is_empty() => return,
+            Ok(Ok(0) | Err(_)) if first.is_empty() => return None,
             Ok(Ok(0) | Err(_)) | Err(_) => break Protocol::Opaque,
             Ok(Ok(_)) if first.len() >= DETECT_BYTES => break detect(&first).unwrap_or(Protocol::Opaque),
             Ok(Ok(_)) => {}
         }
     };
     match protocol {
-        Protocol::Http1 => http1(conn, io, first).await,
-        Protocol::Http2 => http2(conn, io, first).await,
+        Protocol::Http1 => return http1(conn, io, first),
+        Protocol::Http2 => return http2(conn, io, first),
         Protocol::Tls(hello) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
         Protocol::Opaque => opaque(conn, policy, io, first, None).await,
     }
+    None
 }
 
 /// A connection to an endpoint for bytes.
@@ -239,7 +246,7 @@ async fn explain(
     client: SocketAddr,
     target: SocketAddr,
     error: Error,
-) {
+) -> Lasting {
     let mut first = BytesMut::new();
     let mut patience = Patience::new(shard.config.detect_patience);
     let protocol = loop {
@@ -262,23 +269,24 @@ async fn explain(
     });
     match protocol {
         // Each request asks again, so that the connection recovers with the control plane.
-        Some(Protocol::Http1) => http1(conn, io, first).await,
-        Some(Protocol::Http2) => http2(conn, io, first).await,
+        Some(Protocol::Http1) => http1(conn, io, first),
+        Some(Protocol::Http2) => http2(conn, io, first),
         _ => {
             Record::connection(&conn).failed(&error);
             net::reset_on_close(&io);
+            None
         }
     }
 }
 
-async fn http1(conn: Rc<Connection>, io: TcpStream, first: BytesMut) {
+fn http1(conn: Rc<Connection>, io: TcpStream, first: BytesMut) -> Lasting {
     let io = measured(&conn, io, &first);
-    serve::http1(conn, io, first.freeze()).await;
+    Some(Box::pin(serve::http1(conn, io, first.freeze())))
 }
 
-async fn http2(conn: Rc<Connection>, io: TcpStream, first: BytesMut) {
+fn http2(conn: Rc<Connection>, io: TcpStream, first: BytesMut) -> Lasting {
     let io = measured(&conn, io, &first);
-    serve::http2(conn, io, first.freeze()).await;
+    Some(Box::pin(serve::http2(conn, io, first.freeze())))
 }
 
 /// The client's connection, counted from its first byte.
@@ -293,4 +301,19 @@ pub fn refuse(shard: &Shard, direction: Direction, io: &TcpStream, error: &Error
     shard.metrics.tcp_errors(direction).count(error.reason());
     tracing::warn!(reason = error.reason(), "connection refused: {error}");
     net::reset_on_close(io);
+}
+
+/// What a connection of idle HTTP/1 runs, for its size.
+#[cfg(test)]
+pub fn http1_of_test(shard: Rc<Shard>, io: TcpStream, client: SocketAddr) -> impl Future<Output = ()> {
+    let destination = shard.destination(&Target::Addr(client));
+    let conn = Rc::new(Connection {
+        metrics: ConnectionMetrics::outbound(&shard, &destination, client),
+        peer: Peer { ip: client.ip(), tls: PeerTls::None },
+        client,
+        target: client,
+        side: Side::Outbound(destination),
+        shard,
+    });
+    serve::http1(conn, io.into(), Bytes::new())
 }

@@ -20,7 +20,7 @@ use gossamer_api::policy::{Backend, BackendTarget, Breaker, Meta};
 use gossamer_api::process::stop::Stop;
 use gossamer_api::{defaults, process::tls::Credentials};
 use gossamer_engine::ResponseHead;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -141,6 +141,7 @@ impl Shard {
             policy: RefCell::default(),
             changed: Notify::new(),
             used: Cell::new(Instant::now()),
+            clients: OnceCell::new(),
         });
         let mut all = self.destinations.borrow_mut();
         if all.len() >= defaults::DISCOVERY_CACHE {

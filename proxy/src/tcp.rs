@@ -4,8 +4,9 @@
 //! writer down. A connection that is silent holds no buffer.
 
 use crate::net::Stream;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use gossamer_engine::buffer;
+use gossamer_engine::io::Io;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -51,9 +52,10 @@ struct Flow {
     moved: u64,
 }
 
-#[derive(PartialEq)]
 enum State {
     Copying,
+    /// The source broke: what came before that is written first.
+    Broken(io::Error),
     Ending,
     Ended,
 }
@@ -72,8 +74,9 @@ impl Flow {
                 }
                 self.pending.advance(count);
             }
-            match self.state {
+            match &mut self.state {
                 State::Ended => return Poll::Ready(Ok(())),
+                State::Broken(error) => return Poll::Ready(Err(std::mem::replace(error, io::ErrorKind::Other.into()))),
                 State::Ending => {
                     // A peer that is gone already has nothing to be told.
                     match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
@@ -82,30 +85,45 @@ impl Flow {
                     }
                 }
                 State::Copying => {
-                    let Poll::Ready(chunk) = read(from, cx)? else {
+                    if self.read(from, cx).is_pending() {
                         // TLS keeps what it could not write yet.
                         return match Pin::new(&mut *to).poll_flush(cx)? {
                             Poll::Ready(()) | Poll::Pending => Poll::Pending,
                         };
-                    };
-                    if chunk.is_empty() {
-                        self.state = State::Ending;
                     }
-                    self.moved += chunk.len() as u64;
-                    self.pending = chunk;
+                    self.moved += self.pending.len() as u64;
                 }
             }
         }
     }
-}
 
-/// Reads into a borrowed buffer, which goes back at once when there is nothing to read. Empty at the end.
-fn read(from: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    let mut memory: BytesMut = buffer::take(buffer::LARGE);
-    let polled = poll_read_buf(Pin::new(from), cx, &mut memory);
-    let chunk = memory.split().freeze();
-    buffer::give(memory, buffer::LARGE);
-    polled.map_ok(|_| chunk)
+    /// Reads into a borrowed buffer, which goes back at once when there is nothing to read.
+    ///
+    /// As much as there is and fits: TLS gives one record at a time, and a write for each would cost more than all else.
+    fn read(&mut self, from: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
+        match from.poll_readable(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(error)) => {
+                self.state = State::Broken(error);
+                return Poll::Ready(());
+            }
+            Poll::Ready(Ok(())) => {}
+        }
+        let mut memory = buffer::take(buffer::LARGE);
+        let mut waits = false;
+        while memory.len() < memory.capacity() {
+            match poll_read_buf(Pin::new(&mut *from), cx, &mut memory) {
+                Poll::Ready(Ok(0)) => self.state = State::Ending,
+                Poll::Ready(Ok(_)) => continue,
+                Poll::Ready(Err(error)) => self.state = State::Broken(error),
+                Poll::Pending => waits = true,
+            }
+            break;
+        }
+        self.pending = memory.split().freeze();
+        buffer::give(memory, buffer::LARGE);
+        if waits && self.pending.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
 }
 
 #[cfg(test)]

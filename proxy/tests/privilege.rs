@@ -76,7 +76,10 @@ fn once_the_rules_are_set_no_privilege_is_left() {
         assert_eq!(status["Gid"], "2102\t2102\t2102\t2102");
         assert_eq!((status["Groups"].as_str(), status["NoNewPrivs"].as_str()), ("", "1"));
         assert!(threads > 1, "it runs: {threads}");
-        assert!(redirected.is_err_and(|error| error.raw_os_error() == Some(101)), "no route: not even a redirected one");
+        assert!(
+            redirected.is_err_and(|error| error.raw_os_error() == Some(101)),
+            "no route: not even a redirected one"
+        );
     });
 }
 

@@ -12,6 +12,7 @@ mod route;
 #[cfg(feature = "kubernetes")]
 mod served;
 mod status;
+pub mod validate;
 
 pub use self::core::*;
 pub use parse::*;

@@ -9,7 +9,7 @@ use super::{
 use k8s_openapi::ClusterResourceScope;
 use kube::api::ObjectMeta;
 use serde::de::{DeserializeOwned, Deserializer, Error};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Deserialize;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
@@ -140,13 +140,6 @@ impl<'de, T: Served> Deserialize<'de> for Watched<T> {
                 Ok(Watched { meta, object: Err(format!("{}: {}", error.path(), error.inner())) })
             }
         }
-    }
-}
-
-/// Asked for by `kube`'s types, never done: objects are only read.
-impl<T> Serialize for Watched<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.meta.serialize(serializer)
     }
 }
 

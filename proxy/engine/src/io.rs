@@ -20,6 +20,11 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin {
     /// Makes the close that follows look like a failure to the peer, where the transport can: a body that ends with
     /// the connection must not look complete when it was cut off.
     fn abort(&mut self) {}
+
+    /// True when dropping the stream tells the peer that no more comes, as a shutdown would.
+    fn ends_on_drop(&self) -> bool {
+        false
+    }
 }
 
 impl Io for TcpStream {
@@ -30,6 +35,10 @@ impl Io for TcpStream {
     fn abort(&mut self) {
         // A reset. If it fails the connection is gone already.
         let _ = self.set_zero_linger();
+    }
+
+    fn ends_on_drop(&self) -> bool {
+        true
     }
 }
 

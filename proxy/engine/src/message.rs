@@ -3,6 +3,7 @@
 //! The heads are what policy, routing and the record look at. They are the same for HTTP/1 and HTTP/2: names are
 //! lower case, `Host` and `:authority` are both the authority, pseudo-headers are fields of the struct.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 pub use http::Method;
@@ -66,6 +67,13 @@ pub struct Headers {
     fields: Vec<Field>,
 }
 
+thread_local! {
+    /// Memory of heads that were released: as much as requests commonly need at the same moment.
+    static SPARE: RefCell<Vec<Headers>> = const { RefCell::new(Vec::new()) };
+}
+const SPARES: usize = 64;
+const SPARE_BYTES: usize = 4096;
+
 impl Headers {
     /// An empty list that holds no memory.
     pub const fn new() -> Self {
@@ -93,8 +101,28 @@ impl Headers {
         self.bytes.len()
     }
 
+    /// Forgets all fields and lends the memory to whoever needs some next on this thread.
+    pub fn release(&mut self) {
+        let mut released = std::mem::take(self);
+        released.clear();
+        // One that grew large is let go: its memory would stay for ever.
+        if (1..=SPARE_BYTES).contains(&released.bytes.capacity()) {
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARES {
+                    spare.push(released);
+                }
+            });
+        }
+    }
+
     fn push(&mut self, bytes: &[u8]) -> Span {
         if self.bytes.capacity() == 0 {
+            if self.fields.capacity() == 0
+                && let Ok(Some(spare)) = SPARE.try_with(|spare| spare.borrow_mut().pop())
+            {
+                *self = spare;
+            }
             // An ordinary head fits at once.
             self.reserve(384, 12);
         }
@@ -223,6 +251,13 @@ impl Default for RequestHead {
 }
 
 impl RequestHead {
+    /// Forgets everything and holds no memory: see [`Headers::release`].
+    pub fn release(&mut self) {
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.release();
+        *self = RequestHead::default();
+    }
+
     /// Forgets everything and keeps the memory.
     pub fn clear(&mut self) {
         let mut headers = std::mem::take(&mut self.headers);
@@ -339,6 +374,18 @@ mod tests {
         headers.set("x-a", "4");
         let all: Vec<_> = headers.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
         assert_eq!(all, [(b"b".to_vec(), b"2".to_vec()), (b"x-a".to_vec(), b"4".to_vec())]);
+    }
+
+    #[test]
+    fn released_memory_is_used_again() {
+        let mut headers = Headers::new();
+        headers.append("name", "value");
+        let address = headers.bytes.as_ptr();
+        headers.release();
+        assert_eq!((headers.bytes.capacity(), headers.fields.capacity()), (0, 0));
+        let mut other = Headers::new();
+        other.append("other", "value");
+        assert_eq!((other.bytes.as_ptr(), other.len(), other.get("name")), (address, 1, None));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use super::transport::{Header, Session};
 use crate::error::Error;
-use crate::net::{self, Stream};
+use crate::net::{self, ReadAhead, Stream};
+use bytes::BytesMut;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
@@ -36,7 +37,7 @@ impl Connector {
         let credentials = usable(&self.credentials).ok_or(Error::NoIdentity)?;
         let port = endpoint.transport_port.unwrap_or(endpoint.addr.port());
         let addr = SocketAddr::new(endpoint.addr.ip(), port);
-        let io = self.dial(addr).await?;
+        let io = ReadAhead::new(BytesMut::new(), self.dial(addr).await?);
         let connect = tls::connect(credentials.client_config(&[ALPN_TRANSPORT]), &expected.server_name, io);
         let mut io = connect.await.map_err(|error| handshake_error(addr, expected.server_name.as_str(), &error))?;
         if io.get_ref().1.alpn_protocol() == Some(ALPN_TRANSPORT) {

@@ -73,8 +73,8 @@ pub(super) struct Handles {
 
 impl ConnectionMetrics {
     /// Of a connection of our workload.
-    pub fn outbound(shard: &Rc<Shard>, _destination: &Destination, target: SocketAddr) -> Self {
-        ConnectionMetrics {
+    pub fn outbound(shard: &Rc<Shard>, destination: &Destination, target: SocketAddr) -> Self {
+        let metrics = ConnectionMetrics {
             shard: shard.clone(),
             direction: Direction::Outbound,
             target,
@@ -82,7 +82,13 @@ impl ConnectionMetrics {
             peer: PeerTls::None,
             tcp: OnceCell::new(),
             rules: RefCell::default(),
+        };
+        // The labels are those of the target alone: made once, not for each connection.
+        let (known, handle) = destination.clients.get_or_init(|| (target, metrics.tcp().clone()));
+        if *known == target {
+            let _ = metrics.tcp.set(handle.clone());
         }
+        metrics
     }
 
     /// Of a connection to our workload.

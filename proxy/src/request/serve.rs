@@ -9,52 +9,60 @@ use crate::{balance::pool, request::respond, tcp};
 use bytes::Bytes;
 use gossamer_api::defaults;
 use gossamer_engine::{RequestHead, Version, h1, h2};
+use std::pin::pin;
 use std::rc::Rc;
 
 /// HTTP/1 until either side closes. Draining: the connection ends after the request in flight.
-pub async fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
+///
+/// Made to be small while it waits: this is what an idle connection costs.
+pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Output = ()> {
+    // Captured, since what an async function is given lies in its future twice.
     let mut server = h1::Server::new(io, prefix, pool::limits());
     let mut head = RequestHead::default();
-    let stop = conn.shard.stop.clone();
-    loop {
-        head.clear();
-        let next = tokio::select! {
-            biased;
-            next = server.request(&mut head) => next,
-            () = stop.stopping() => break,
-        };
-        match next {
-            None => break,
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                let error = Error::of_client(error);
-                if !matches!(error, Error::ClientGone) {
-                    let mut record = Record::request(&conn, &head);
-                    record.failed(&error);
-                    respond::send(&error, Version::Http11, false, false, &mut Downstream::H1(&mut server));
+    async move {
+        let stop = conn.shard.stop.clone();
+        // One for all requests: to wait for it anew each time takes a lock and a place in a list.
+        let mut stopping = pin!(stop.stopping());
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = server.request(&mut head) => next,
+                () = &mut stopping => break,
+            };
+            match next {
+                None => break,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    let error = Error::of_client(error);
+                    if !matches!(error, Error::ClientGone) {
+                        let mut record = Record::request(&conn, &head);
+                        record.failed(&error);
+                        respond::send(&error, Version::Http11, false, false, &mut Downstream::H1(&mut server));
+                    }
+                    break;
                 }
+            }
+            if stop.is_stopping() {
+                server.set_close();
+            }
+            // Boxed: a connection that is idle holds only itself.
+            let after = Box::pin(handle(&conn, &mut head, &mut Downstream::H1(&mut server))).await;
+            match after {
+                After::Ready => {}
+                After::Abort => {
+                    let (io, _) = server.into_parts();
+                    io.reset_on_close();
+                    return;
+                }
+                After::Tunnel(client) => return Box::pin(tunnel(server, *client)).await,
+            }
+            head.release();
+            if server.flush().await.is_err() || !server.keep_alive() {
                 break;
             }
         }
-        if stop.is_stopping() {
-            server.set_close();
-        }
-        // Boxed: a connection that is idle holds only itself.
-        let after = Box::pin(handle(&conn, &mut head, &mut Downstream::H1(&mut server))).await;
-        match after {
-            After::Ready => {}
-            After::Abort => {
-                let (io, _) = server.into_parts();
-                io.reset_on_close();
-                return;
-            }
-            After::Tunnel(client) => return Box::pin(tunnel(server, *client)).await,
-        }
-        if server.flush().await.is_err() || !server.keep_alive() {
-            break;
-        }
+        Box::pin(server.close()).await;
     }
-    Box::pin(server.close()).await;
 }
 
 /// After a 101 or a CONNECT: bytes both ways.

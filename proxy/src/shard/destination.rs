@@ -5,6 +5,7 @@
 use super::Shard;
 use crate::control::{Discovered, Target};
 use crate::error::Error;
+use crate::metrics::TcpMetrics;
 use crate::request::routes::{Routes, TcpRoutes};
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint;
@@ -12,7 +13,7 @@ use gossamer_api::policy::{
     Backend, BackendTarget, Distribution, Extensions, Filter, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy,
     OutboundProtocol, Queue, RouteBackend, TcpRoute, TcpRule,
 };
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -28,6 +29,8 @@ pub struct Destination {
     pub(super) policy: RefCell<Option<Result<Rc<Policy>, Arc<str>>>>,
     pub(super) changed: Notify,
     pub(super) used: Cell<Instant>,
+    /// Metrics of the workload's connections here, found at the first one that goes to this address.
+    pub clients: OnceCell<(SocketAddr, Arc<TcpMetrics>)>,
 }
 
 /// Compiled outbound policy.

@@ -367,12 +367,15 @@ impl<S: Io> Server<S> {
             self.conn.io.abort();
             return;
         }
+        let sending = self.lost || !self.body.is_end() || !self.conn.input.is_empty();
+        if !sending && self.conn.output.is_flushed() && self.conn.io.ends_on_drop() {
+            return;
+        }
         let last = poll_fn(|cx| {
             ready!(self.conn.poll_flush(cx))?;
             Pin::new(&mut self.conn.io).poll_shutdown(cx)
         });
         let closed = matches!(tokio::time::timeout(LAST_FLUSH, last).await, Ok(Ok(())));
-        let sending = self.lost || !self.body.is_end() || !self.conn.input.is_empty();
         if closed && sending && !self.conn.eof {
             let _ = tokio::time::timeout(LINGER, poll_fn(|cx| self.conn.poll_discard(cx, LINGER_BYTES))).await;
         }
