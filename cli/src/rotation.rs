@@ -14,7 +14,7 @@ use gossamer_identity::kubernetes::source::{ANCHORS_CONFIG_MAP, ANCHORS_KEY, ISS
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{Api, DeleteParams, PostParams};
-use rustls_pki_types::CertificateDer;
+use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -151,7 +151,7 @@ pub async fn laggards(cluster: &Cluster, wanted: &Wanted) -> Result<(Vec<(String
                 let of = samples.iter().filter(|sample| sample.name == metric && sample.value > 0.0);
                 of.map(|sample| sample.label("fingerprint").to_owned()).collect()
             };
-            Ok(match component {
+            Ok::<_, String>(match component {
                 "identity" => (named("identity_trust_anchor_info"), named("identity_issuer_info")),
                 _ => (named("control_identity_trust_anchor_info"), named("control_identity_cert_issuer_info")),
             })

@@ -6,10 +6,10 @@ use crate::output::{paint, paint_err};
 use crate::rotation::{self, State, Wanted, laggards, named};
 use gossamer_api::process::tls;
 use gossamer_identity::issuer::{new_issuer, new_root};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -66,7 +66,7 @@ enum Phase {
 pub async fn run(args: Args) -> Result<ExitCode> {
     let cluster = args.cluster.connect().await?;
     let state = State::read(&cluster).await?;
-    let new_root = args.new_root.as_ref().map(read_root).transpose()?;
+    let new_root = args.new_root.as_deref().map(read_root).transpose()?;
     tell(&state);
     let plan = plan(&args, &state, new_root.as_ref())?;
     for step in &plan {
@@ -118,14 +118,13 @@ fn plan(args: &Args, state: &State, new_root: Option<&CertificateDer<'static>>) 
 /// First step.
 async fn add(cluster: &Cluster, new_root: Option<CertificateDer<'static>>, patience: Duration) -> Result<()> {
     let mut state = State::read(cluster).await?;
-    let root = match (new_root, &state.pending) {
-        (Some(root), _) => root,
-        (None, Some((root, _))) => root.clone(),
-        (None, None) => {
+    let root = match new_root.or_else(|| state.pending.as_ref().map(|(root, _)| root.clone())) {
+        Some(root) => root,
+        None => {
             // Kept before it is trusted: whoever goes on needs it. The root's key ends here.
             let now = SystemTime::now();
             let domain = trust_domain(&state);
-            let root = new_root_of(&domain, now)?;
+            let root = new_root(&domain, now).context("a new root")?;
             let next = new_issuer(&root.pem(), &domain, now).context("an issuer")?;
             state.keep_next(cluster, &root.certificate, &next).await?;
             state = State::read(cluster).await?;
@@ -239,8 +238,8 @@ fn tell(state: &State) {
     let used = state.issuer.roots(SystemTime::now());
     for root in state.anchors.certificates() {
         let end = tls::not_after_of(root).map(gossamer_identity::issuer::rfc3339).unwrap_or_default();
-        let use_ = if used.contains(root) { "in use by the issuer" } else { "trusted" };
-        println!("root {}, until {end}: {use_}", named(root));
+        let role = if used.contains(root) { "in use by the issuer" } else { "trusted" };
+        println!("root {}, until {end}: {role}", named(root));
     }
 }
 
@@ -255,7 +254,7 @@ fn confirmed() -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn read_root(path: &PathBuf) -> Result<CertificateDer<'static>> {
+fn read_root(path: &Path) -> Result<CertificateDer<'static>> {
     let pem = std::fs::read_to_string(path).context(path.display())?;
     let anchors = tls::Anchors::from_pem(&pem).context(path.display())?;
     match anchors.certificates() {
@@ -274,10 +273,6 @@ fn trust_domain(state: &State) -> String {
         Some(name.strip_prefix("root.").unwrap_or(name).to_owned())
     });
     name.unwrap_or_else(|| gossamer_api::defaults::TRUST_DOMAIN.to_owned())
-}
-
-fn new_root_of(domain: &str, now: SystemTime) -> Result<gossamer_identity::issuer::Authority> {
-    new_root(domain, now).context("a new root")
 }
 
 /// Between two looks at all proxies: they take a change over within seconds.
