@@ -188,12 +188,13 @@ fn ask(target: &Target<'_>, kept: &mut Option<TcpStream>, keep: bool) -> Result<
     Ok((status, format!("{reason} {}", String::from_utf8_lossy(&body))))
 }
 
-/// Prints each word once that is in a packet on any link of this network namespace. Needs NET_RAW.
+/// Prints each word once that is in a packet on any link of this network namespace. Needs NET_RAW. `_` stands for `-`:
+/// the words as they are given here are in this pod's object, which the API server and etcd send each other.
 fn sniff(words: &[&str]) -> Result<(), Box<dyn Error>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, socket};
     let flags = SockFlag::SOCK_CLOEXEC;
     let packets = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-    let mut left: Vec<_> = words.to_vec();
+    let mut left: Vec<_> = words.iter().map(|word| word.replace('_', "-")).collect();
     let mut packet = vec![0; 65536];
     loop {
         let size = recv(std::os::fd::AsRawFd::as_raw_fd(&packets), &mut packet, nix::sys::socket::MsgFlags::empty())?;
