@@ -91,7 +91,7 @@ pub async fn certify(config: CertifyConfig) -> Result<Credentials, CertifyError>
 pub fn metrics(credentials: &CredentialsWatch) -> String {
     let Some(credentials) = credentials.borrow().clone() else { return String::new() };
     let mut text = String::from("# TYPE control_identity_cert_issuer_info gauge\n");
-    for issuer in credentials.issuer_fingerprint() {
+    if let Some(issuer) = credentials.issuer_fingerprint() {
         text.push_str(&format!("control_identity_cert_issuer_info{{fingerprint=\"{issuer}\"}} 1\n"));
     }
     text.push_str("# TYPE control_identity_trust_anchor_info gauge\n");

@@ -5,7 +5,7 @@ use crate::error::{CommandError, Context, Result};
 use crate::output::{paint, paint_err};
 use crate::rotation::{self, State, Wanted, laggards, named};
 use gossamer_api::process::tls;
-use gossamer_identity::issuer::{new_issuer, new_root};
+use gossamer_identity::issuer::{self, new_issuer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::io::{IsTerminal, Write};
@@ -124,7 +124,7 @@ async fn add(cluster: &Cluster, new_root: Option<CertificateDer<'static>>, patie
             // Kept before it is trusted: whoever goes on needs it. The root's key ends here.
             let now = SystemTime::now();
             let domain = trust_domain(&state);
-            let root = new_root(&domain, now).context("a new root")?;
+            let root = issuer::new_root(&domain, now).context("a new root")?;
             let next = new_issuer(&root.pem(), &domain, now).context("an issuer")?;
             state.keep_next(cluster, &root.certificate, &next).await?;
             state = State::read(cluster).await?;
