@@ -177,7 +177,8 @@ impl Mesh {
         api.put_anchors(&root.certificate);
         let (client, stop) = (api.serve().await, Stop::new());
         let (waiting, _) = watch::channel(String::new());
-        let started = Authority::start(&config(), "gossamer-identity", client, waiting, &stop);
+        let config = config();
+        let started = Authority::start(&config, "gossamer-identity", client, waiting, &stop);
         let authority = tokio::time::timeout(DEADLINE, started).await.expect("in time").unwrap().unwrap();
         Mesh { api, authority, root, _stop: stop }
     }
