@@ -2,7 +2,7 @@
 
 use gossamer_tests::cluster::{Cluster, text, tools};
 
-/// All 23 tests. Where the suite's images and CRDs can't be had (they lie beside the cluster's scripts) it says so.
+/// All 22 tests of the mesh. Where the suite's images and CRDs can't be had (they lie beside the cluster's scripts) it says so.
 pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
     let prepare = tools().map(|tools| tools.with_file_name("gateway-conformance").join("prepare"));
     let Some(prepare) = prepare.filter(|prepare| prepare.is_file()) else {
@@ -20,5 +20,5 @@ pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
     let failed: Vec<_> = said.lines().filter(|line| line.trim_start().starts_with("--- FAIL")).collect();
     assert!(output.status.success(), "{failed:#?}\n{said}\n{}", text(&output.stderr));
     let passed = said.lines().filter(|line| line.starts_with("    --- PASS: TestMesh/Mesh")).count();
-    assert!(passed >= 23, "{passed} of 23 ran\n{said}");
+    assert!(passed >= 22, "{passed} of 22 ran\n{said}");
 }
