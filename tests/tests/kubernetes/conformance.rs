@@ -1,6 +1,6 @@
 //! Gateway API's own mesh conformance suite, with short timeouts; `tests/conformance/README.md` says what it is.
 
-use gossamer_tests::cluster::{Cluster, text, tools};
+use gossamer_tests::cluster::{Cluster, ok, text, tools};
 
 /// All 22 tests of the mesh. Where the suite's images and CRDs can't be had (they lie beside the cluster's scripts) it says so.
 pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
@@ -16,6 +16,11 @@ pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
         prepare.display()
     );
     let output = cluster.shell(&script);
+    // What it brought goes again, so that `uninstall` has only ours to remove.
+    let clean = "kubectl get ns -o name | grep gateway-conformance | xargs -r kubectl delete --wait=false
+        kubectl delete crd -l '!app.kubernetes.io/part-of' --ignore-not-found
+        kubectl delete validatingadmissionpolicies,validatingadmissionpolicybindings --all";
+    ok(cluster.shell(clean));
     let said = text(&output.stdout);
     let failed: Vec<_> = said.lines().filter(|line| line.trim_start().starts_with("--- FAIL")).collect();
     assert!(output.status.success(), "{failed:#?}\n{said}\n{}", text(&output.stderr));
