@@ -81,8 +81,8 @@ pub struct Options {
     /// Ports whose bytes are not looked at, where nothing else is said [default: those of server-first protocols]
     #[arg(long, env = "MESH_DESTINATION_OPAQUE_PORTS")]
     pub opaque_ports: Option<Ports>,
-    /// What is logged
-    #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info")]
+    /// What is logged; each failed request to Kubernetes is told by who made it
+    #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info,kube_client=off")]
     pub log_level: String,
     /// plain or json
     #[arg(long, env = "MESH_DESTINATION_LOG_FORMAT", default_value = "plain")]
