@@ -78,15 +78,23 @@ impl Facts {
 }
 
 impl Scope {
-    /// Decides, and moves this process into the network of a mesh on this machine. Called before there are threads.
-    pub fn choose(&self) -> Result<Chosen> {
-        let facts = Facts {
+    /// True when a cluster is meant.
+    pub fn is_cluster(&self) -> bool {
+        self.facts().here() == Some(false)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
             local: self.local || self.mesh.is_some(),
             cluster: !self.local && (self.cluster.is_given() || is_plugin(std::env::args_os().next().as_deref())),
             runs: state::meshes().is_ok_and(|meshes| !meshes.is_empty()),
             configured: self.cluster.is_configured(),
-        };
-        match facts.here() {
+        }
+    }
+
+    /// Decides, and moves this process into the network of a mesh on this machine. Called before there are threads.
+    pub fn choose(&self) -> Result<Chosen> {
+        match self.facts().here() {
             Some(false) => Ok(Chosen::Cluster(self.cluster.clone())),
             Some(true) => {
                 // Inside, this user looks like root: the folder is looked up before.
@@ -146,7 +154,7 @@ pub struct Workload {
     pub client_only: bool,
     /// The version of its proxy, if it is known.
     pub version: String,
-    reach: Reach,
+    pub(crate) reach: Reach,
 }
 
 /// What made a pod: a Deployment, a StatefulSet, a Job...; the service on this machine.
@@ -159,7 +167,7 @@ pub struct Owner {
 }
 
 #[derive(Clone, Debug, Default)]
-enum Reach {
+pub(crate) enum Reach {
     #[default]
     Pod,
     Here {

@@ -81,8 +81,8 @@ pub struct Options {
     /// Ports whose bytes are not looked at, where nothing else is said [default: those of server-first protocols]
     #[arg(long, env = "MESH_DESTINATION_OPAQUE_PORTS")]
     pub opaque_ports: Option<Ports>,
-    /// What is logged
-    #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info")]
+    /// What is logged; each failed request to Kubernetes is told by who made it
+    #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info,kube_client=off")]
     pub log_level: String,
     /// plain or json
     #[arg(long, env = "MESH_DESTINATION_LOG_FORMAT", default_value = "plain")]
@@ -114,6 +114,11 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     };
 
     let (known, watched, credentials) = (registry.clone(), progress.clone(), tls.clone());
+    let certified = tls.clone();
+    let metrics = move || {
+        let own = certified.as_ref().map(|tls| certify::metrics(&tls.credentials)).unwrap_or_default();
+        format!("{}{own}", known.metrics())
+    };
     let ready = move || {
         watched.as_ref().map_or(Ok(()), watch::Progress::check)?;
         match &credentials {
@@ -121,8 +126,7 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
             _ => Ok(()),
         }
     };
-    let admin =
-        Admin { ready: Arc::new(ready), metrics: Arc::new(move || known.metrics()), ..Admin::new(level, stop.clone()) };
+    let admin = Admin { ready: Arc::new(ready), metrics: Arc::new(metrics), ..Admin::new(level, stop.clone()) };
     let page = tokio::spawn(admin.serve(page, axum::Router::new()));
 
     if let Some(progress) = &progress {

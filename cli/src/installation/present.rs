@@ -60,7 +60,7 @@ async fn foreign_crds(cluster: &Cluster) -> Result<BTreeSet<String>> {
 }
 
 /// Somebody else's controller writes it: printing it would take a rotation back.
-fn is_anothers(secret: &Secret) -> bool {
+pub(crate) fn is_anothers(secret: &Secret) -> bool {
     let marks = [&secret.metadata.annotations, &secret.metadata.labels];
     let marked =
         marks.iter().any(|map| map.iter().flat_map(|map| map.keys()).any(|key| key.contains("cert-manager.io/")));

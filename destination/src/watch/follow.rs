@@ -139,13 +139,19 @@ impl<T: Served> Follow<T> {
             tracing::debug!(kind = %T::KIND, "listing again: {text}");
             return Next::Wait(Duration::ZERO);
         }
-        if text != self.told {
+        // Once per outage: what is refused first, then times out and then answers 503 is one and the same.
+        if self.told.is_empty() {
             tracing::warn!(kind = %T::KIND, "what is known stays in force, trying again: {text}");
+            self.told = text;
+        } else if text != self.told {
+            tracing::debug!(kind = %T::KIND, "still trying: {text}");
             self.told = text;
         }
         match error {
             // The version that we go on from is refused, as after a restored backup: only a list helps.
-            watcher::Error::WatchStartFailed(kube::Error::Api(_)) => Next::List(pause),
+            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code < 500 && status.code != 429 => {
+                Next::List(pause)
+            }
             _ => Next::Wait(pause),
         }
     }

@@ -80,7 +80,7 @@ impl Holder {
 
     /// True when the lease is ours now.
     async fn turn(&mut self) -> Result<bool, String> {
-        let lease = self.leases.get_opt(LEASE).await.map_err(|error| error.to_string())?;
+        let lease = self.leases.get_opt(LEASE).await.map_err(describe)?;
         let now = Instant::now();
         let Some(mut lease) = lease else {
             let lease = Lease {
@@ -110,7 +110,15 @@ fn settled(result: kube::Result<Lease>) -> Result<bool, String> {
     match result {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(describe(error)),
+    }
+}
+
+/// For people: without the debug form of what the API answered.
+fn describe(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message,
+        error => error.to_string(),
     }
 }
 

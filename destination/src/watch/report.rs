@@ -6,9 +6,7 @@
 use super::lease::Held;
 use crate::index::Index;
 use crate::registry::{Change, Registry};
-use gossamer_api::kubernetes::{
-    Key, Kind, Metadata, Object, ParentRef, RouteParentStatus, RouteStatus, StatusCondition,
-};
+use gossamer_api::kubernetes::{Key, Kind, Object, ParentRef, RouteParentStatus, RouteStatus, StatusCondition};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
@@ -18,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// What is to be told, noted by the watches. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
@@ -93,7 +91,7 @@ impl Pages {
         };
         // Not needed in the index.
         let (status, resource_version) = (std::mem::take(status), std::mem::take(&mut metadata.resource_version));
-        let Metadata { generation, .. } = *metadata;
+        let generation = metadata.generation;
         self.routes.insert(key, Route { api, resource_version, generation, parents: parents.clone(), status });
         true
     }
@@ -129,8 +127,9 @@ impl Writer {
             if !*self.held.borrow_and_update() {
                 continue;
             }
-            self.tell_events().await;
-            if !self.write_statuses().await {
+            // Statuses first: others wait for them.
+            let written = self.write_statuses().await;
+            if !(self.tell_events().await && written) {
                 sleep(RETRY).await;
                 self.book.0.news.notify_one();
             }
@@ -150,14 +149,15 @@ impl Writer {
         });
         let mut complete = true;
         for (key, route, status) in due {
-            if let Err(error) = self.patch(&key, &route, &status).await {
-                // 409: it has changed in between, and is looked at again when that change comes; 404: it is gone.
-                let stale = matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409));
-                if !stale {
-                    tracing::warn!(object = %key, "its status could not be written: {error}");
-                    complete = false;
-                }
-            }
+            let failed = match timeout(TIMEOUT, self.patch(&key, &route, &status)).await {
+                Ok(Ok(())) => continue,
+                // It has changed in between, and is looked at again when that change comes; or it is gone.
+                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer in time".into(),
+            };
+            tracing::warn!(object = %key, "its status could not be written, trying again: {failed}");
+            complete = false;
         }
         complete
     }
@@ -181,10 +181,11 @@ impl Writer {
         Ok(())
     }
 
-    async fn tell_events(&self) {
-        let events = std::mem::take(&mut self.book.lock().events);
-        for (key, (uid, problems)) in events {
-            for note in problems {
+    /// False when something is left to be told.
+    async fn tell_events(&self) -> bool {
+        let mut events = std::mem::take(&mut self.book.lock().events);
+        while let Some((key, (uid, mut problems))) = events.pop_first() {
+            while let Some(note) = problems.pop_first() {
                 let event = Event {
                     type_: EventType::Warning,
                     reason: "NoEffect".into(),
@@ -192,12 +193,25 @@ impl Writer {
                     action: "Read".into(),
                     secondary: None,
                 };
-                if let Err(error) = self.recorder.publish(&event, &reference(&key, &uid)).await {
-                    tracing::debug!(object = %key, "no event: {error}");
-                    return;
+                let about = reference(&key, &uid);
+                let failed = match timeout(TIMEOUT, self.recorder.publish(&event, &about)).await {
+                    Ok(Ok(())) => continue,
+                    // Its namespace is ending, or we may not: never.
+                    Ok(Err(kube::Error::Api(status))) if status.code < 500 => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "no answer in time".into(),
+                };
+                tracing::debug!(object = %key, "no event: {failed}");
+                // The API may be away for a moment.
+                problems.insert(note);
+                self.book.wrong(&key, &uid, problems);
+                for (key, (uid, problems)) in events {
+                    self.book.wrong(&key, &uid, problems);
                 }
+                return false;
             }
         }
+        true
     }
 
     /// Policies are often applied before what they are for: said only when it stays so.
@@ -278,6 +292,8 @@ const GATHER: Duration = Duration::from_millis(200);
 /// How often policies are looked through for what they miss.
 const LOOK: Duration = Duration::from_secs(15);
 const DANGLING_FOR: Duration = Duration::from_secs(30);
+/// An API that does not answer may be one that is gone.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// After an API that did not take a status.
 const RETRY: Duration = Duration::from_secs(5);
 /// Objects with something to tell at once; more are told another time, and all are in the log.

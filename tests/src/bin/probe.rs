@@ -1,6 +1,7 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
 //! the mesh. `probe http|greeter PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet HOST PORT`,
-//! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`.
+//! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
+//! `probe sniff WORD...`, `probe processes|memory NAME`.
 
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -24,6 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["sleep", seconds] => sleep(Duration::from_secs_f64(seconds.parse()?)),
         ["sleep"] => sleep(Duration::MAX),
+        ["sniff", ref words @ ..] => sniff(words),
+        ["processes", name] => processes(name, |pid| std::fs::read_to_string(format!("/proc/{pid}/status"))),
+        ["memory", name] => processes(name, memory),
         _ => Err("see the source".into()),
     }
 }
@@ -182,4 +186,50 @@ fn ask(target: &Target<'_>, kept: &mut Option<TcpStream>, keep: bool) -> Result<
     }
     let reason = head.lines().find(|line| line.starts_with("l5d-proxy-error")).unwrap_or_default();
     Ok((status, format!("{reason} {}", String::from_utf8_lossy(&body))))
+}
+
+/// Prints each word once that is in a packet on any link of this network namespace. Needs NET_RAW. `_` stands for `-`:
+/// the words as they are given here are in this pod's object, which the API server and etcd send each other.
+fn sniff(words: &[&str]) -> Result<(), Box<dyn Error>> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, socket};
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let packets = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+    let mut left: Vec<_> = words.iter().map(|word| word.replace('_', "-")).collect();
+    let mut packet = vec![0; 65536];
+    loop {
+        let size = recv(std::os::fd::AsRawFd::as_raw_fd(&packets), &mut packet, nix::sys::socket::MsgFlags::empty())?;
+        left.retain(|word| {
+            let heard = packet[..size].windows(word.len()).any(|window| window == word.as_bytes());
+            if heard {
+                println!("{word}");
+            }
+            !heard
+        });
+    }
+}
+
+/// Prints something about every process of a program.
+fn processes(name: &str, tell: impl Fn(u32) -> std::io::Result<String>) -> Result<(), Box<dyn Error>> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let program = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let program = String::from_utf8_lossy(program.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+        if program.rsplit('/').next() == Some(name) {
+            println!("{}\n", tell(pid)?.trim());
+        }
+    }
+    Ok(())
+}
+
+/// In MiB.
+fn memory(pid: u32) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let words = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let role = String::from_utf8_lossy(words.split(|byte| *byte == 0).nth(1).unwrap_or_default()).into_owned();
+    let mib = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.trim().split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+    };
+    let (rss, anonymous, pss) = (mib("Rss:"), mib("Anonymous:"), mib("Pss:"));
+    Ok(format!("{role} RSS {rss:.1} anonymous {anonymous:.1} PSS {pss:.1} MiB"))
 }

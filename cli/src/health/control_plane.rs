@@ -1,0 +1,295 @@
+//! The mesh's own parts: objects that an installation makes, programs that run and are ready, roots of trust that last,
+//! webhooks that answer, versions that fit together.
+
+use super::Findings;
+use crate::cluster::{Cluster, is_ready};
+use crate::error::causes;
+use crate::installation::crd_names;
+use crate::installation::present::{Present, is_anothers};
+use gossamer_api::process::tls::{Anchors, not_after_of};
+use gossamer_identity::issuer::{Issuer, rfc3339};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::PostParams;
+use std::time::{Duration, SystemTime};
+
+const INSTALL: &str = "meshctl install | kubectl apply -f -";
+const UPGRADE: &str = "meshctl upgrade | kubectl apply -f -";
+/// Time enough to plan a rotation.
+const SOON: Duration = Duration::from_secs(60 * 24 * 3600);
+/// A controller renews what it manages; with less than this left, it does not.
+const RENEWED_BY_OTHERS: Duration = Duration::from_secs(3600);
+/// The three programs.
+const PARTS: [&str; 3] = ["identity", "destination", "injector"];
+
+/// Looks. Ends early where there is no mesh.
+pub async fn check(cluster: &Cluster) -> Findings {
+    let mut findings = Findings::of("control plane");
+    let namespace = &cluster.control_namespace;
+    let what = format!("is installed in namespace {namespace:?}");
+    let present = match Present::read(cluster).await {
+        Ok(present) if present.stored.is_some() => present,
+        Ok(_) => {
+            findings.add(what, Some(("it is not".into(), INSTALL)));
+            return findings;
+        }
+        Err(error) => {
+            let hint = error.hints.first().cloned().unwrap_or_default();
+            findings.add(what, Some((error.message, hint)));
+            return findings;
+        }
+    };
+    findings.add(what, None::<(_, String)>);
+    findings.add("definitions of its kinds are there", definitions(cluster).await);
+    let pods = cluster.pods(Some(namespace), "gossamer.io/control-plane-component").await;
+    match pods {
+        Ok(pods) => {
+            for part in PARTS {
+                findings.add(format!("{part} is ready"), readiness(cluster, part, &pods));
+            }
+            findings.warn(format!("its version is that of meshctl, {VERSION}"), version(&pods));
+        }
+        Err(error) => findings.add("its pods can be listed", Some((error.message, error.hints.join("; ")))),
+    }
+    authority(cluster, &present, &mut findings).await;
+    webhooks(cluster, &mut findings).await;
+    findings
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+async fn definitions(cluster: &Cluster) -> Option<(String, String)> {
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    for name in crd_names() {
+        match api.get_metadata_opt(name).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Some((format!("{name} is missing"), INSTALL.into())),
+            Err(error) => return Some((format!("{name}: {}", causes(&error)), "ask for the right to read it".into())),
+        }
+    }
+    None
+}
+
+fn of_part<'a>(pods: &'a [Pod], part: &str) -> impl Iterator<Item = &'a Pod> {
+    let is = move |pod: &&Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get("gossamer.io/control-plane-component")).is_some_and(|is| is == part)
+    };
+    pods.iter().filter(is)
+}
+
+fn readiness(cluster: &Cluster, part: &str, pods: &[Pod]) -> Option<(String, String)> {
+    let namespace = &cluster.control_namespace;
+    let mut why = None;
+    for pod in of_part(pods, part) {
+        if pod.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        if is_ready(pod) {
+            return None;
+        }
+        why = Some(trouble(pod));
+    }
+    let hint = format!("kubectl -n {namespace} describe pod -l gossamer.io/control-plane-component={part}");
+    let why = why.unwrap_or_else(|| "it has no pod; is it scaled to none?".into());
+    Some((format!("{part}: {why}"), hint))
+}
+
+/// Why a pod is not ready, in a line.
+fn trouble(pod: &Pod) -> String {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let status = pod.status.as_ref();
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    for container in containers.into_iter().flatten() {
+        let state = container.state.as_ref();
+        let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
+            let reason = waiting.reason.clone().unwrap_or_default();
+            let message = waiting.message.clone().unwrap_or_default();
+            let ended = last.map(|last| format!(", ended with {}", last.exit_code)).unwrap_or_default();
+            return format!("{name}: {reason} {message}{ended}");
+        }
+    }
+    let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let unscheduled = conditions.clone().find(|one| one.type_ == "PodScheduled" && one.status != "True");
+    match unscheduled.and_then(|one| one.message.clone()) {
+        Some(message) => format!("{name}: {message}"),
+        None => format!("{name} is not ready yet"),
+    }
+}
+
+fn version(pods: &[Pod]) -> Option<(String, String)> {
+    let mut others: Vec<String> = pods.iter().filter_map(version_of).filter(|version| version != VERSION).collect();
+    others.sort();
+    others.dedup();
+    (!others.is_empty()).then(|| (format!("it is {}", others.join(", ")), UPGRADE.into()))
+}
+
+/// The tag of a control-plane pod's image.
+pub fn version_of(pod: &Pod) -> Option<String> {
+    let image = pod.spec.as_ref()?.containers.first()?.image.clone()?;
+    let name = image.split('@').next()?.rsplit('/').next()?.to_string();
+    name.split_once(':').map(|(_, tag)| tag.to_string())
+}
+
+async fn authority(cluster: &Cluster, present: &Present, findings: &mut Findings) {
+    let now = SystemTime::now();
+    let rotate = "meshctl identity rotate-root";
+    let what = format!("trust anchors are valid for at least {} days", SOON.as_secs() / 86_400);
+    let Some(pem) = &present.kept.anchors else {
+        findings.add(what, Some(("there are none in the ConfigMap gossamer-trust-anchors".into(), INSTALL)));
+        return;
+    };
+    let anchors = match Anchors::from_pem(pem) {
+        Ok(anchors) => anchors,
+        Err(error) => {
+            findings.add(what, Some((error.to_string(), rotate)));
+            return;
+        }
+    };
+    let ends = anchors.certificates().iter().filter_map(|anchor| not_after_of(anchor).ok());
+    // During a rotation the old one may be near its end: the last counts.
+    let end = ends.max().unwrap_or(now);
+    let dying = (end < now + SOON).then(|| (format!("the last ends at {}", rfc3339(end)), rotate));
+    findings.add(what, dying);
+
+    let what = "the issuer signs for one of them";
+    let secret: Option<Secret> = match cluster.get(&cluster.control_namespace, "gossamer-identity-issuer").await {
+        Ok(secret) => secret,
+        Err(error) => {
+            findings.warn(what, Some((error.message, "ask for the right to read it")));
+            return;
+        }
+    };
+    let data = secret.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
+    let text =
+        |key: &str| data.get(key).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default();
+    let others = secret.as_ref().is_some_and(is_anothers);
+    match Issuer::new(&text("tls.crt"), &text("tls.key"), anchors, now) {
+        Ok(issuer) => {
+            findings.add(what, None::<(_, String)>);
+            let (needed, hint) = match others {
+                true => (RENEWED_BY_OTHERS, "look at the controller that renews it"),
+                false => (SOON, rotate),
+            };
+            let end = issuer.not_after();
+            let dying = (end < now + needed).then(|| (format!("it ends at {}", rfc3339(end)), hint));
+            findings.add("the issuer's certificate is valid for long enough", dying);
+        }
+        Err(error) => {
+            let hint = match others {
+                true => "look at the controller that writes the secret gossamer-identity-issuer",
+                false => {
+                    "give another one: meshctl upgrade --issuer-certificate FILE --issuer-key FILE --trust-anchors FILE"
+                }
+            };
+            findings.add(what, Some((error.to_string(), hint)));
+        }
+    }
+}
+
+async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
+    let what = "the webhooks believe the injector's certificate";
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
+    let (mutating, validating) =
+        tokio::join!(mutating.get_opt("gossamer-injector"), validating.get_opt("gossamer-validator"));
+    let clients: Vec<WebhookClientConfig> = match (mutating, validating) {
+        (Ok(Some(mutating)), Ok(Some(validating))) => {
+            let first = mutating.webhooks.into_iter().flatten().map(|webhook| webhook.client_config);
+            first.chain(validating.webhooks.into_iter().flatten().map(|webhook| webhook.client_config)).collect()
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            findings.add(what, Some((causes(&error), INSTALL)));
+            return;
+        }
+        _ => {
+            findings.add(what, Some(("a webhook configuration is missing".into(), INSTALL)));
+            return;
+        }
+    };
+    let unknown = |clients: &[WebhookClientConfig]| {
+        clients.iter().any(|client| client.ca_bundle.as_ref().is_none_or(|bundle| bundle.0.is_empty()))
+    };
+    let hint = format!("look at the injector: kubectl -n {} logs deploy/gossamer-injector", cluster.control_namespace);
+    let missing =
+        unknown(&clients).then(|| ("caBundle is empty: the injector has not written it yet".into(), hint.clone()));
+    let missing_now = missing.is_some();
+    findings.add(what, missing);
+    if missing_now {
+        return;
+    }
+    findings
+        .add("the API server reaches the injector, which adds the proxy", injection(cluster).await.map(|p| (p, hint)));
+}
+
+/// A pod that asks for the proxy, made in the API server's mind alone.
+async fn injection(cluster: &Cluster) -> Option<String> {
+    // Where nothing forbids it: the control plane's own namespace is excluded.
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    let pod: Pod = match serde_json::from_value(serde_json::json!({
+        "metadata": { "name": "gossamer-check", "annotations": { "gossamer.io/inject": "enabled" } },
+        "spec": {
+            "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{
+                "name": "none",
+                "image": "none:0",
+                "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+            }],
+        },
+    })) {
+        Ok(pod) => pod,
+        Err(error) => return Some(error.to_string()),
+    };
+    let made = api.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod).await;
+    match made {
+        Ok(pod) => {
+            let spec = pod.spec.unwrap_or_default();
+            let mut containers = spec.init_containers.into_iter().flatten().chain(spec.containers);
+            let injected = containers.any(|container| container.name == "gossamer-proxy");
+            // With failurePolicy Ignore a call that fails looks like this.
+            (!injected).then(|| "a pod that asked for it got no proxy: the injector was not reached".to_string())
+        }
+        Err(error) => Some(format!("a pod could not be made: {}", causes(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_version_is_the_tag_of_an_image() {
+        let of = |image: &str| version_of(&pod(json!({ "spec": { "containers": [{ "name": "a", "image": image }] } })));
+        assert_eq!(of("gossamer/control:0.1.0").as_deref(), Some("0.1.0"));
+        assert_eq!(of("registry.example:5000/gossamer/control:1.2@sha256:00").as_deref(), Some("1.2"));
+        assert_eq!(of("registry.example:5000/gossamer/control"), None);
+    }
+
+    #[test]
+    fn trouble_is_told_in_a_line() {
+        let waiting = pod(json!({
+            "metadata": { "name": "x" },
+            "status": { "containerStatuses": [{
+                "name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                "state": { "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 40s" } },
+                "lastState": { "terminated": { "exitCode": 1 } },
+            }] },
+        }));
+        assert_eq!(trouble(&waiting), "x: CrashLoopBackOff back-off 40s, ended with 1");
+        let unscheduled = pod(json!({
+            "metadata": { "name": "x" },
+            "status": { "conditions": [{ "type": "PodScheduled", "status": "False", "message": "no node fits" }] },
+        }));
+        assert_eq!(trouble(&unscheduled), "x: no node fits");
+    }
+}

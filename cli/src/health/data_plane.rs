@@ -1,0 +1,132 @@
+//! The proxies: there where they were asked for, ready, of the control plane's version.
+
+use super::Findings;
+use super::control_plane::version_of;
+use crate::cluster::{Cluster, MESHED_LABEL};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use std::collections::BTreeSet;
+
+/// Looks at one namespace, or at all.
+pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
+    let mut findings = Findings::of("proxies");
+    let pods = match cluster.pods(namespace, "").await {
+        Ok(pods) => pods,
+        Err(error) => {
+            findings.add("pods can be listed", Some((error.message, error.hints.join("; "))));
+            return findings;
+        }
+    };
+    let running: Vec<&Pod> = pods.iter().filter(|pod| runs(pod)).collect();
+    let meshed: Vec<&Pod> = running.iter().copied().filter(|pod| label(pod, MESHED_LABEL).is_some()).collect();
+    let waiting: Vec<String> = meshed.iter().filter(|pod| !proxy_is_ready(pod)).map(|pod| name(pod)).collect();
+    let hint = "kubectl logs POD -c gossamer-proxy; new pods take a moment";
+    findings.add(format!("all {} are ready", meshed.len()), some(waiting).map(|names| (names, hint)));
+
+    let control = cluster.pods(Some(&cluster.control_namespace), "gossamer.io/control-plane-component").await;
+    let wanted: BTreeSet<String> = control.unwrap_or_default().iter().filter_map(version_of).collect();
+    let old =
+        meshed.iter().filter(|pod| annotation(pod, "gossamer.io/proxy-version").is_none_or(|v| !wanted.contains(v)));
+    let old: Vec<String> = old.map(|pod| name(pod)).collect();
+    let hint = "kubectl rollout restart their workloads, at leisure: versions next to each other work together";
+    findings.warn("they are of the control plane's version", some(old).map(|names| (names, hint)));
+
+    if let Ok(namespaces) = cluster.list_cluster::<Namespace>("").await {
+        let enabled: BTreeSet<String> =
+            namespaces.into_iter().filter(is_enabled).filter_map(|n| n.metadata.name).collect();
+        let missing = running.iter().filter(|pod| wants_one(pod, &enabled) && label(pod, MESHED_LABEL).is_none());
+        let missing: Vec<String> = missing.map(|pod| name(pod)).collect();
+        let hint =
+            "they were made before the annotation, or while no injector ran: kubectl rollout restart their workloads";
+        findings.warn("pods that should have one do", some(missing).map(|names| (names, hint)));
+    }
+    findings
+}
+
+fn is_enabled(namespace: &Namespace) -> bool {
+    namespace
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|map| map.get("gossamer.io/inject"))
+        .is_some_and(|v| v == "enabled")
+}
+
+/// By the namespace's word and its own.
+fn wants_one(pod: &Pod, enabled: &BTreeSet<String>) -> bool {
+    let by_namespace = pod.metadata.namespace.as_ref().is_some_and(|namespace| enabled.contains(namespace));
+    let on_host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+    match annotation(pod, "gossamer.io/inject") {
+        Some(value) => value == "enabled" && !on_host,
+        None => by_namespace && !on_host,
+    }
+}
+
+/// Neither at its end nor on its way to it.
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn proxy_is_ready(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let mut all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    all.any(|container| container.name == "gossamer-proxy" && container.ready)
+}
+
+fn name(pod: &Pod) -> String {
+    let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+    format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+}
+
+fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a String> {
+    pod.metadata.labels.as_ref()?.get(key)
+}
+
+fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a String> {
+    pod.metadata.annotations.as_ref()?.get(key)
+}
+
+/// A few names, and how many more; `None` if there is none.
+fn some(names: Vec<String>) -> Option<String> {
+    const SHOWN: usize = 5;
+    let more = names.len().saturating_sub(SHOWN);
+    let text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match (names.len(), more) {
+        (0, _) => None,
+        (_, 0) => Some(text),
+        _ => Some(format!("{text} and {more} more")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn who_should_have_a_proxy() {
+        let enabled = BTreeSet::from(["shop".to_string()]);
+        let wants = |namespace: &str, annotation: &str, host: bool| {
+            let pod = json!({
+                "metadata": { "name": "x", "namespace": namespace, "annotations": { "gossamer.io/inject": annotation } },
+                "spec": { "hostNetwork": host, "containers": [] },
+            });
+            let mut pod: Pod = serde_json::from_value(pod).unwrap();
+            if annotation.is_empty() {
+                pod.metadata.annotations = None;
+            }
+            wants_one(&pod, &enabled)
+        };
+        assert!(wants("shop", "", false) && wants("other", "enabled", false));
+        assert!(!wants("shop", "disabled", false) && !wants("shop", "", true) && !wants("other", "", false));
+    }
+
+    #[test]
+    fn many_names_are_cut() {
+        let names = |n: usize| some((0..n).map(|i| i.to_string()).collect());
+        assert_eq!(
+            (names(0), names(2), names(7)),
+            (None, Some("0, 1".into()), Some("0, 1, 2, 3, 4 and 2 more".into()))
+        );
+    }
+}

@@ -1,0 +1,53 @@
+//! Who may reach what, by service account.
+
+use gossamer_tests::cluster::{Cluster, Space, eventually, text};
+
+fn policy(space: &Space<'_>, action: &str, who: &str) {
+    space.apply(&format!(
+        "apiVersion: policy.gossamer.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: web, namespace: NS}}\n\
+         spec:\n  service: web\n  action: {action}\n  from:\n    - serviceAccounts: [{{name: {who}}}]\n"
+    ));
+}
+
+/// Until the servers' proxies have heard of it.
+fn becomes(space: &Space<'_>, client: &str, status: u16) {
+    eventually("the policy is in force", || {
+        let load = space.load(client, "new", ("web", "/"), 20.0, 0.5, &[]);
+        (load.status(status) == load.total()).then_some(())
+    });
+}
+
+pub(crate) fn service_accounts_are_allowed_denied_and_audited(cluster: &Cluster) {
+    let space = cluster.namespace("authz", true);
+    space.serve("web", 2);
+    ["shop", "other"].iter().for_each(|name| space.client(name));
+    space.ready(&["shop", "other"]);
+    becomes(&space, "other", 200);
+
+    policy(&space, "Allow", "shop");
+    becomes(&space, "other", 403);
+    space.load("shop", "new", ("web", "/"), 20.0, 1.0, &[]).assert_none_failed();
+    // Probes of the kubelet still get in: the pods stay ready.
+    space.ready(&["shop", "other"]);
+    let servers = space.pods("app=web");
+    let denied = servers.iter().map(|pod| {
+        let metrics = space.metrics(pod["metadata"]["name"].as_str().unwrap());
+        metrics.sum("inbound_http_authz_deny_total", &[])
+    });
+    assert!(denied.sum::<f64>() > 0.0, "the servers' proxies count whom they refuse");
+
+    policy(&space, "Deny", "other");
+    becomes(&space, "other", 403);
+    becomes(&space, "shop", 200);
+
+    policy(&space, "Audit", "shop");
+    becomes(&space, "other", 200);
+    becomes(&space, "shop", 200);
+
+    // A policy that can't be right is refused with field and reason.
+    let output = cluster.try_apply(
+        "apiVersion: policy.gossamer.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: bad, namespace: authz}\n\
+         spec:\n  service: web\n  from:\n    - networks: [{cidr: 10.0.0.0/33}]\n",
+    );
+    assert!(!output.status.success() && text(&output.stderr).contains("cidr"), "{}", text(&output.stderr));
+}

@@ -1,0 +1,26 @@
+//! The cluster's own daemons are killed under load.
+
+use crate::rollout::{under_load, web_and_shop};
+use gossamer_tests::cluster::{Cluster, eventually};
+
+pub(crate) fn restarted_daemons_fail_nothing(cluster: &Cluster) {
+    let space = web_and_shop(cluster, "daemons", 2);
+    under_load(&space, 15.0, || {
+        cluster.restart("kube-apiserver");
+        eventually("the API server", || {
+            cluster.try_kubectl(&["get", "--raw", "/readyz"]).status.success().then_some(())
+        });
+        std::thread::sleep(std::time::Duration::from_secs(2));
+    });
+    // What changes afterwards is heard of: the watches are there again.
+    space.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    space.ready(&[]);
+    eventually("requests reach the new pod", || {
+        let pods = space.pods("app=web");
+        let load = space.load("shop", "new", ("web", "/"), 100.0, 1.0, &[]);
+        let all = pods.iter().all(|pod| load.by(pod["metadata"]["name"].as_str().unwrap()) > 0);
+        all.then(|| load.assert_none_failed())
+    });
+    let check = cluster.meshctl(&["check"]);
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+}

@@ -1,0 +1,62 @@
+//! Gateway API's routes on services: weights and headers.
+
+use gossamer_tests::cluster::{Cluster, Space, eventually};
+
+/// Three services: `web` is what clients ask for, `v1` and `v2` are behind it.
+fn versions<'a>(cluster: &'a Cluster, name: &str) -> Space<'a> {
+    let space = cluster.namespace(name, true);
+    for server in ["web", "v1", "v2"] {
+        space.serve(server, 1);
+    }
+    space.client("shop");
+    space.ready(&["shop"]);
+    space
+}
+
+fn accepted(space: &Space<'_>) {
+    eventually("the route is accepted", || {
+        let conditions = space.field("httproute/web", "/status/parents/0/conditions");
+        let accepted = conditions.as_array()?.iter().any(|c| c["type"] == "Accepted" && c["status"] == "True");
+        accepted.then_some(())
+    });
+}
+
+pub(crate) fn a_canary_gets_its_share(cluster: &Cluster) {
+    let space = versions(cluster, "canary");
+    space.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: NS}\n\
+         spec:\n  parentRefs: [{group: '', kind: Service, name: web, port: 80}]\n  rules:\n  \
+         - backendRefs: [{name: v1, port: 80, weight: 80}, {name: v2, port: 80, weight: 20}]\n",
+    );
+    accepted(&space);
+    eventually("the route is in force", || {
+        (space.load("shop", "new", ("web", "/"), 50.0, 0.2, &[]).by("web-") == 0).then_some(())
+    });
+    let load = space.load("shop", "kept", ("web", "/"), 250.0, 4.0, &[]);
+    load.assert_none_failed();
+    let share = load.by("v2-") as f64 / load.total() as f64;
+    // Four standard deviations of a binomial share of 0.2 in 1000 requests: one run in 16,000 would miss by chance.
+    let bound = 4.0 * (0.2 * 0.8 / load.total() as f64).sqrt();
+    println!("figure: a canary of 20 % got {:.1} % of {} requests", share * 100.0, load.total());
+    assert!((share - 0.2).abs() < bound, "{share} {bound}");
+    assert_eq!(load.by("v1-") + load.by("v2-"), load.total());
+}
+
+pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
+    let space = versions(cluster, "headers");
+    space.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: NS}\n\
+         spec:\n  parentRefs: [{group: '', kind: Service, name: web, port: 80}]\n  rules:\n  \
+         - matches: [{headers: [{name: x-version, value: two}]}]\n    backendRefs: [{name: v2, port: 80}]\n  \
+         - backendRefs: [{name: v1, port: 80}]\n",
+    );
+    accepted(&space);
+    eventually("the route is in force", || {
+        (space.load("shop", "new", ("web", "/"), 50.0, 0.2, &[]).by("web-") == 0).then_some(())
+    });
+    let two = space.load("shop", "new", ("web", "/"), 50.0, 1.0, &["x-version: two"]);
+    let other = space.load("shop", "new", ("web", "/"), 50.0, 1.0, &["x-version: three"]);
+    two.assert_none_failed();
+    other.assert_none_failed();
+    assert_eq!((two.by("v2-"), other.by("v1-")), (two.total(), other.total()));
+}
