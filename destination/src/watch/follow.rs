@@ -149,7 +149,7 @@ impl<T: Served> Follow<T> {
         }
         match error {
             // The version that we go on from is refused, as after a restored backup: only a list helps.
-            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code < 500 && status.code != 429 => {
+            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if !matches!(status.code, 429 | 500..=503) => {
                 Next::List(pause)
             }
             _ => Next::Wait(pause),
