@@ -190,7 +190,10 @@ fn sockets_are_made_in_one_file_of_the_proxy() {
         for making in ["TcpStream::connect", "TcpListener::bind", "TcpSocket", "Socket::new", "UdpSocket"] {
             assert!(
                 // A program of its own for a pod's lifecycle asks whether the proxy listens.
-                name == "proxy/src/net.rs" || name == "proxy/src/pod.rs" || name.starts_with("proxy/src/redirect") || !text.contains(making),
+                name == "proxy/src/net.rs"
+                    || name == "proxy/src/pod.rs"
+                    || name.starts_with("proxy/src/redirect")
+                    || !text.contains(making),
                 "{name}: {making}"
             );
         }
