@@ -297,7 +297,8 @@ spec:
         }
         let source = Source { namespace: "shop".into(), ..Source::default() };
         let target = Target::Authority("web.shop.svc.cluster.local:80".into());
-        let told = outbound(&index.outbound(&target, &source).unwrap());
+        let asked = index.resolve(&target, &source.namespace).unwrap();
+        let told = outbound(&index.outbound(&asked, &source).unwrap());
         assert_eq!(told["for"], "Service/shop/web:80");
         let rule = &told["routes"][0]["rules"][0];
         assert_eq!(rule["matches"][0], "GET /a/*");

@@ -21,6 +21,7 @@ pub mod plane;
 pub mod registry;
 pub mod replica;
 pub mod resource;
+pub mod rotation;
 pub mod sandbox;
 pub mod scrape;
 pub mod stats;

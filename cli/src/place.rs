@@ -154,7 +154,7 @@ pub struct Workload {
     pub client_only: bool,
     /// The version of its proxy, if it is known.
     pub version: String,
-    reach: Reach,
+    pub(crate) reach: Reach,
 }
 
 /// What made a pod: a Deployment, a StatefulSet, a Job...; the service on this machine.
@@ -167,7 +167,7 @@ pub struct Owner {
 }
 
 #[derive(Clone, Debug, Default)]
-enum Reach {
+pub(crate) enum Reach {
     #[default]
     Pod,
     Here {

@@ -114,6 +114,11 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     };
 
     let (known, watched, credentials) = (registry.clone(), progress.clone(), tls.clone());
+    let certified = tls.clone();
+    let metrics = move || {
+        let own = certified.as_ref().map(|tls| certify::metrics(&tls.credentials)).unwrap_or_default();
+        format!("{}{own}", known.metrics())
+    };
     let ready = move || {
         watched.as_ref().map_or(Ok(()), watch::Progress::check)?;
         match &credentials {
@@ -121,8 +126,7 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
             _ => Ok(()),
         }
     };
-    let admin =
-        Admin { ready: Arc::new(ready), metrics: Arc::new(move || known.metrics()), ..Admin::new(level, stop.clone()) };
+    let admin = Admin { ready: Arc::new(ready), metrics: Arc::new(metrics), ..Admin::new(level, stop.clone()) };
     let page = tokio::spawn(admin.serve(page, axum::Router::new()));
 
     if let Some(progress) = &progress {

@@ -65,7 +65,9 @@ pub struct Options {
 
 /// Runs until a signal; true when everything in flight could end.
 pub async fn start(options: Options) -> anyhow::Result<bool> {
-    let level = log::init(options.log_format.parse()?, &options.log_level)?;
+    // The client's own complaints about the API server are repeated here in better words; a filter that names it wins.
+    let filter = format!("kube_client=off,kube_runtime=off,{}", options.log_level);
+    let level = log::init(options.log_format.parse()?, &filter)?;
     let stop = Stop::new();
     stop.on_signals()?;
     let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();

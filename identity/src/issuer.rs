@@ -62,9 +62,35 @@ impl Issuer {
         }
         let signer = rcgen::Issuer::from_ca_cert_der(&issuer, key).map_err(|error| fail(format!("issuer: {error}")))?;
         let this = Issuer { signer, chain, anchors, not_after };
-        let probe: Identity = "probe.probe.serviceaccount.identity.probe.probe".parse().expect("a valid name");
-        this.self_issue(&probe, now)?;
+        this.self_issue(&probe(), now)?;
         Ok(this)
+    }
+
+    /// The same from a Secret of kubernetes.io/tls. cert-manager puts the issuer's chain into `tls.crt`; others put what is
+    /// above the issuer into `ca.crt` alone.
+    pub fn of_secret(
+        certificate: &str,
+        key: &str,
+        ca: &str,
+        anchors: Anchors,
+        now: SystemTime,
+    ) -> Result<Self, IssuerError> {
+        let alone = Issuer::new(certificate, key, anchors.clone(), now);
+        if alone.is_ok() || ca.is_empty() {
+            return alone;
+        }
+        Issuer::new(&format!("{certificate}\n{ca}"), key, anchors, now).or(alone)
+    }
+
+    /// Those of the anchors that this issuer leads to: the others may be dropped.
+    pub fn roots(&self, now: SystemTime) -> Vec<CertificateDer<'static>> {
+        let probe = probe();
+        let Ok(credentials) = self.self_issue(&probe, now) else { return Vec::new() };
+        let leads = |root: &&CertificateDer<'static>| {
+            let alone = Anchors::from_der(vec![(*root).clone()]);
+            alone.is_ok_and(|alone| alone.verify(&credentials.chain, &probe, now).is_ok())
+        };
+        self.anchors.certificates().iter().filter(leads).cloned().collect()
     }
 
     /// Signs a certificate of `identity` for `key`.
@@ -175,6 +201,11 @@ pub fn private_key_pem(pem: &str) -> Option<String> {
     let end = text.find("-----END ")?;
     let line = text[end..].find('\n').unwrap_or(text.len() - end);
     Some(format!("{}\n", &text[..end + line]))
+}
+
+/// Nobody's.
+fn probe() -> Identity {
+    "probe.probe.serviceaccount.identity.probe.probe".parse().expect("a valid name")
 }
 
 fn authority(

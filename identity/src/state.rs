@@ -97,17 +97,7 @@ impl State {
     pub fn drop_old_roots(&self) -> anyhow::Result<()> {
         let _lock = self.lock()?;
         ensure!(self.anchors.is_none() && !self.is_secret(), "the trust anchors are managed elsewhere");
-        let files = self.read()?;
-        let anchors = Anchors::from_pem(&files.anchors)?;
-        let needed: Vec<_> = anchors
-            .certificates()
-            .iter()
-            .filter(|root| {
-                let alone = Anchors::from_der(vec![(*root).clone()]);
-                alone.is_ok_and(|alone| Issuer::new(&files.issuer, &files.key, alone, SystemTime::now()).is_ok())
-            })
-            .cloned()
-            .collect();
+        let needed = self.load()?.roots(SystemTime::now());
         ensure!(!needed.is_empty(), "no trust anchor would be left: the issuer leads to none");
         replace(&self.path(ANCHORS), Anchors::from_der(needed)?.pem())
     }

@@ -52,8 +52,8 @@ impl Namespaces {
 
     /// Follows the cluster's namespaces; `synced` turns true when all are known. Ends never.
     pub async fn follow(self, client: Client, synced: watch::Sender<bool>) {
-        let namespaces = Api::<Namespace>::all(client);
-        let mut events = pin!(watcher::metadata_watcher(namespaces, watcher::Config::default()).default_backoff());
+        let namespaces = Api::<kube::core::PartialObjectMeta<Namespace>>::all(client);
+        let mut events = pin!(watcher::watcher(namespaces, watcher::Config::default()).default_backoff());
         let mut listed = HashMap::new();
         while let Some(event) = events.next().await {
             let known = || self.known.write().unwrap_or_else(PoisonError::into_inner);

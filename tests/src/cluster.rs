@@ -236,7 +236,7 @@ impl Space<'_> {
         let arguments: Vec<_> =
             ["load", how, host, "80", path, &rate, &seconds].iter().chain(headers).copied().collect();
         let output = ok(self.probe(pod, &arguments));
-        Load(serde_json::from_slice(&output.stdout).unwrap())
+        Load::parse(&text(&output.stdout))
     }
 
     /// A field of an object, by JSON pointer.
@@ -290,6 +290,11 @@ impl Drop for Space<'_> {
 pub struct Load(Value);
 
 impl Load {
+    /// Reads what the test's program printed.
+    pub fn parse(said: &str) -> Load {
+        Load(serde_json::from_str(said).unwrap_or_else(|error| panic!("{error}: {said}")))
+    }
+
     /// Answers of 200.
     pub fn ok(&self) -> u64 {
         self.status(200)

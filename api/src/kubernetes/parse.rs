@@ -72,7 +72,7 @@ pub fn kind_of(api_version: &str, kind: &str) -> Option<Kind> {
 
 /// The documents of a text, each with the number of lines before it. A `---` at the start of a line separates; inside
 /// of a block scalar it cannot stand there, because those are indented.
-fn documents(text: &str) -> Vec<(usize, &str)> {
+pub fn documents(text: &str) -> Vec<(usize, &str)> {
     let (mut found, mut start, mut start_line, mut at) = (Vec::new(), 0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let next = at + line.len();

@@ -8,8 +8,8 @@ use super::{
 };
 use k8s_openapi::ClusterResourceScope;
 use kube::api::ObjectMeta;
-use serde::de::{DeserializeOwned, Deserializer, Error};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error};
 use std::borrow::Cow;
 use std::fmt::Debug;
 

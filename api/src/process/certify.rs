@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 
 use super::grpc::{ClientIdentity, ClientTls, Connector, CredentialsWatch};
 use super::stop::Stop;
-use super::tls::{Anchors, Credentials, TlsError};
+use super::tls::{self, Anchors, Credentials, TlsError};
 use crate::defaults;
 use crate::wire::mesh::WatchAnchors;
 use crate::wire::mesh::anchors_client::AnchorsClient;
@@ -84,6 +84,22 @@ pub async fn certify(config: CertifyConfig) -> Result<Credentials, CertifyError>
     let ((_issuer, issuer), (sender, _)) = (watch::channel(None), watch::channel(None));
     let client = IdentityClient::new(config.channel(&anchors));
     Keeper { config, client, anchors, issuer, sender }.certify().await
+}
+
+/// Which roots a process trusts and who signed its certificate, as Prometheus text: the same metrics as a proxy's, which
+/// a rotation of the roots waits for.
+pub fn metrics(credentials: &CredentialsWatch) -> String {
+    let Some(credentials) = credentials.borrow().clone() else { return String::new() };
+    let mut text = String::from("# TYPE control_identity_cert_issuer_info gauge\n");
+    if let Some(issuer) = credentials.issuer_fingerprint() {
+        text.push_str(&format!("control_identity_cert_issuer_info{{fingerprint=\"{issuer}\"}} 1\n"));
+    }
+    text.push_str("# TYPE control_identity_trust_anchor_info gauge\n");
+    for anchor in credentials.anchors.certificates() {
+        let fingerprint = tls::fingerprint(anchor);
+        text.push_str(&format!("control_identity_trust_anchor_info{{fingerprint=\"{fingerprint}\"}} 1\n"));
+    }
+    text
 }
 
 impl CertifyConfig {

@@ -26,31 +26,30 @@ const PAGE: u32 = 500;
 
 /// Which cluster, and as whom: kubectl's flags
 #[derive(clap::Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Cluster")]
 pub struct Options {
     /// The kubeconfig file [default: $KUBECONFIG, then ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Cluster", long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The kubeconfig's context [default: its current one]
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = "Cluster", long, value_name = "NAME")]
     pub context: Option<String>,
     /// The kubeconfig's cluster [default: the context's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = "Cluster", long, value_name = "NAME")]
     pub cluster: Option<String>,
     /// The kubeconfig's user [default: the context's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = "Cluster", long, value_name = "NAME")]
     pub user: Option<String>,
     /// Act as this user
-    #[arg(long = "as", value_name = "USER")]
+    #[arg(help_heading = "Cluster", long = "as", value_name = "USER")]
     pub as_user: Option<String>,
     /// Act as a member of this group; may be repeated
-    #[arg(long, value_name = "GROUP", requires = "as_user")]
+    #[arg(help_heading = "Cluster", long, value_name = "GROUP", requires = "as_user")]
     pub as_group: Vec<String>,
     /// Act as the user with this UID
-    #[arg(long, value_name = "UID", requires = "as_user")]
+    #[arg(help_heading = "Cluster", long, value_name = "UID", requires = "as_user")]
     pub as_uid: Option<String>,
     /// The namespace of the mesh's control plane
-    #[arg(long, value_name = "NAMESPACE", env = "MESHCTL_CONTROL_NAMESPACE", default_value = defaults::CONTROL_NAMESPACE)]
+    #[arg(help_heading = "Cluster", long, value_name = "NAMESPACE", env = "MESHCTL_CONTROL_NAMESPACE", default_value = defaults::CONTROL_NAMESPACE)]
     pub control_namespace: String,
 }
 

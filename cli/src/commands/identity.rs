@@ -1,6 +1,7 @@
 //! `meshctl identity`.
 
 use crate::certificates::{self, Presented};
+use crate::commands::rotate_root;
 use crate::error::{CommandError, Result};
 use crate::fan;
 use crate::output::{Format, paint, paint_err};
@@ -18,11 +19,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 ///
 /// Each proxy is asked for the certificate that it presents to others right now.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Examples:
   meshctl identity                     all proxies
   meshctl identity web-1 -o json
-  meshctl identity deploy/web -n shop")]
+  meshctl identity deploy/web -n shop
+  meshctl identity rotate-root --dry-run",
+    args_conflicts_with_subcommands = true
+)]
 pub struct Args {
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
     /// Workloads: deploy/web, pods, web-1 (default: all)
     resources: Vec<String>,
     #[command(flatten)]
@@ -30,6 +37,12 @@ pub struct Args {
     /// How to print it
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
+}
+
+/// What else than showing certificates
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum Action {
+    RotateRoot(rotate_root::Args),
 }
 
 /// Shows them; finds problems where one is not valid.

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod install;
 pub mod proxy;
 pub mod proxy_metrics;
+pub mod rotate_root;
 pub mod run;
 pub mod stat;
 pub mod tap;
@@ -89,6 +90,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Tap(args) => looking(&args.scope.clone(), |place| tap::run(args, place)),
         Command::Edges(args) => looking(&args.scope.clone(), |place| edges::run(args, place)),
         Command::Authz(args) => looking(&args.scope.clone(), |place| authz::run(args, place)),
+        Command::Identity(identity::Args { action: Some(identity::Action::RotateRoot(args)), .. }) => {
+            block_on(rotate_root::run(args))
+        }
         Command::Identity(args) => looking(&args.scope.clone(), |place| identity::run(args, place)),
         Command::ProxyMetrics(args) => looking(&args.scope.clone(), |place| proxy_metrics::run(args, place)),
         Command::Diagnostics(args) => looking(&args.what.scope().clone(), |place| diagnostics::run(args, place)),

@@ -32,7 +32,9 @@ impl Index {
             condition("Accepted", self.refused(&service, port), "Accepted"),
             condition("ResolvedRefs", self.unresolved(route), "ResolvedRefs"),
         ];
-        let problems = self.problems(key);
+        // Backends have a condition of their own.
+        let problems: Vec<_> =
+            self.problems(key).iter().filter(|problem| !problem.starts_with("backend ")).map(String::as_str).collect();
         if !problems.is_empty() {
             // Present only where it holds (Gateway API).
             let message = shorten(&problems.join("; "));

@@ -148,7 +148,10 @@ impl<T: Served> Follow<T> {
             self.told = text;
         }
         match error {
-            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if is_refusal(status.code) => Next::List(pause),
+            // The version that we go on from is refused, as after a restored backup: only a list helps.
+            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if !matches!(status.code, 429 | 500..=503) => {
+                Next::List(pause)
+            }
             _ => Next::Wait(pause),
         }
     }
@@ -210,12 +213,6 @@ fn is_absent(error: &watcher::Error) -> bool {
 
 fn is_gone(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchError(status) if status.code == 410)
-}
-
-/// The version that we would go on from is refused, as after a restored backup ("Too large resource version" is a 504):
-/// only a list helps. An API that is busy or starts is asked again for the same.
-fn is_refusal(code: u16) -> bool {
-    code == 504 || ((400..500).contains(&code) && code != 429)
 }
 
 /// Down to the cause.

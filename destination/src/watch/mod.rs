@@ -99,9 +99,7 @@ pub struct Progress(watch::Sender<BTreeSet<Kind>>);
 
 impl Progress {
     fn expect(&self, kind: Kind) {
-        self.0.send_modify(|missing| {
-            missing.insert(kind);
-        });
+        self.0.send_if_modified(|missing| missing.insert(kind));
     }
 
     /// A kind is known, or known to be absent.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
 use super::{Config, events};
-use crate::issuer::{Issuer, IssuerError, rfc3339};
+use crate::issuer::{Issuer, rfc3339};
 use crate::state;
 
 /// The Secret: `tls.crt` (issuer, perhaps those above it), `tls.key`, `ca.crt` (those above it).
@@ -264,18 +264,9 @@ fn settle(told: &Told, present: Option<&InForce>, now: SystemTime) -> (Option<In
 fn load(pair: &Pair, bundle: &str, now: SystemTime) -> Result<InForce, Problem> {
     let unusable = |kind, reason: &dyn ToString| Problem { kind, reason: reason.to_string() };
     let anchors = Anchors::from_pem(bundle).map_err(|error| unusable(Kind::ConfigMap, &error))?;
-    let issuer = issuer(pair, anchors, now).map_err(|error| unusable(Kind::Secret, &error))?;
+    let issuer = Issuer::of_secret(&pair.certificate, &pair.key, &pair.ca, anchors, now)
+        .map_err(|error| unusable(Kind::Secret, &error))?;
     Ok(InForce { issuer: Arc::new(issuer), pair: pair.clone(), anchors: bundle.to_owned() })
-}
-
-/// cert-manager puts the issuer's chain into `tls.crt`; others put what is above the issuer into `ca.crt` alone.
-fn issuer(pair: &Pair, anchors: Anchors, now: SystemTime) -> Result<Issuer, IssuerError> {
-    let alone = Issuer::new(&pair.certificate, &pair.key, anchors.clone(), now);
-    if alone.is_ok() || pair.ca.is_empty() {
-        return alone;
-    }
-    let chain = format!("{}\n{}", pair.certificate, pair.ca);
-    Issuer::new(&chain, &pair.key, anchors, now).or(alone)
 }
 
 impl Problem {

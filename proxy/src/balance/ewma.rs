@@ -14,8 +14,10 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct PeakEwma {
     latency: Decaying,
-    /// Some answer has come; until then `latency` is the default.
+    /// Some answer has come, or failed to; until then `latency` is the default.
     measured: Cell<bool>,
+    /// Seconds.
+    default: f64,
     /// What failures add, forgotten at a pace of its own.
     penalty: Option<(LoadPenalty, Decaying)>,
     pending: Cell<u32>,
@@ -27,6 +29,7 @@ impl PeakEwma {
         PeakEwma {
             latency: Decaying::new(load.default_rtt.as_secs_f64(), load.decay, now),
             measured: Cell::new(false),
+            default: load.default_rtt.as_secs_f64(),
             penalty: load.penalty.map(|penalty| (penalty, Decaying::new(0.0, penalty.decay, now))),
             pending: Cell::new(0),
         }
@@ -73,6 +76,10 @@ impl PeakEwma {
     /// A request failed. With penalties configured, it counts as a latency: the server's `Retry-After`, bounded, else
     /// the configured one. Without, only the measured latency of failures counts, as with plain peak-EWMA.
     pub fn penalize(&self, retry_after: Option<Duration>, now: Instant) {
+        // One that breaks before it was ever measured would otherwise be tried first, again and again.
+        if !self.measured.replace(true) {
+            self.latency.start(self.default, now);
+        }
         if let Some((config, penalty)) = &self.penalty {
             let counts = retry_after.map_or(config.penalty, |wanted| wanted.min(config.max_retry_after));
             penalty.peak(counts.as_secs_f64(), now);

@@ -85,6 +85,23 @@ async fn a_new_endpoint_gets_its_share_at_once_and_no_flood() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_that_only_breaks_is_not_tried_first_again_and_again() {
+    let balancer = balancer(Rules::default(), &[A, B]);
+    let mut broken = 0;
+    for _ in 0..100 {
+        let pick = pick(&balancer);
+        tokio::time::advance(Duration::from_micros(300)).await;
+        if pick.info.addr.to_string() == B {
+            broken += 1;
+            pick.fail(Instant::now());
+        } else {
+            pick.observe(200, None, Instant::now());
+        }
+    }
+    assert_eq!(broken, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_in_flight_counts() {
     let balancer = balancer(Rules::default(), &[A, B]);
     let held: Vec<_> = (0..10).map(|_| pick(&balancer)).collect();

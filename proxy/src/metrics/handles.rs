@@ -490,7 +490,7 @@ impl IdentityMetrics {
         }
         let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
         let named = |fingerprint: &str| Text::new().pair("fingerprint", fingerprint).take();
-        for issuer in &trust.issuer {
+        if let Some(issuer) = &trust.issuer {
             out.value(Family::CertIssuer, &named(issuer), 1);
         }
         for anchor in &trust.anchors {

@@ -176,7 +176,11 @@ async fn compare(mirror: &Mirror, request: Request, bytes: usize, real: &Verdict
         (_, None) => Length::Known(bytes as u64),
         (_, Some(_)) => Length::Unknown,
     };
-    let mut up = open(&pick, &mut head, length, false).await.inspect_err(|_| pick.refused(Instant::now()))?;
+    let opened = open(&pick, &mut head, length, false).await;
+    if let Err(error @ (Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..))) = &opened {
+        balancer.refused(&pick, error, Instant::now());
+    }
+    let mut up = opened?;
     pick.connected();
     pick.sent(Instant::now());
     balancer.alive();

@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["intercepted", host, port, version] => intercepted(host, port.parse()?, version == "6"),
         ["greet", host, port] => greet(host, port.parse()?),
         ["load", how, host, port, path, rate, seconds, ref headers @ ..] => {
-            let target = Target { host, port: port.parse()?, path, headers };
+            let port = port.parse()?;
+            let addr = lookup(host, port)?;
+            let target = Target { host, port, addr, path, headers };
             load(&target, how == "kept", rate.parse()?, Duration::from_secs_f64(seconds.parse()?))
         }
         ["sleep", seconds] => sleep(Duration::from_secs_f64(seconds.parse()?)),
@@ -117,8 +119,21 @@ fn greet(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
 struct Target<'a> {
     host: &'a str,
     port: u16,
+    addr: SocketAddr,
     path: &'a str,
     headers: &'a [&'a str],
+}
+
+/// Once, and again if need be: what is tested is the mesh, not the cluster's DNS.
+fn lookup(host: &str, port: u16) -> Result<SocketAddr, Box<dyn Error>> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match (host, port).to_socket_addrs().map(|mut addresses| addresses.next()) {
+            Ok(Some(addr)) => return Ok(addr),
+            other if Instant::now() > deadline => return Err(format!("{host}: {other:?}").into()),
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
 }
 
 /// Asks at a steady rate and prints what came of it as JSON: how many answers of each status (0: none at all), how many
@@ -155,8 +170,7 @@ fn ask(target: &Target<'_>, kept: &mut Option<TcpStream>, keep: bool) -> Result<
     let io = match kept.take() {
         Some(io) => io,
         None => {
-            let addr = (target.host, target.port).to_socket_addrs()?.next().ok_or("no such address")?;
-            let io = TcpStream::connect_timeout(&addr, Duration::from_secs(10))?;
+            let io = TcpStream::connect_timeout(&target.addr, Duration::from_secs(10))?;
             io.set_read_timeout(Some(Duration::from_secs(10)))?;
             io.set_nodelay(true)?;
             io
@@ -188,12 +202,13 @@ fn ask(target: &Target<'_>, kept: &mut Option<TcpStream>, keep: bool) -> Result<
     Ok((status, format!("{reason} {}", String::from_utf8_lossy(&body))))
 }
 
-/// Prints each word once that is in a packet on any link of this network namespace. Needs NET_RAW.
+/// Prints each word once that is in a packet on any link of this network namespace. Needs NET_RAW. `_` stands for `-`:
+/// the words as they are given here are in this pod's object, which the API server and etcd send each other.
 fn sniff(words: &[&str]) -> Result<(), Box<dyn Error>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, socket};
     let flags = SockFlag::SOCK_CLOEXEC;
     let packets = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-    let mut left: Vec<_> = words.to_vec();
+    let mut left: Vec<_> = words.iter().map(|word| word.replace('_', "-")).collect();
     let mut packet = vec![0; 65536];
     loop {
         let size = recv(std::os::fd::AsRawFd::as_raw_fd(&packets), &mut packet, nix::sys::socket::MsgFlags::empty())?;

@@ -1,7 +1,7 @@
 //! From nothing to a meshed application by the README's commands, and back.
 
-use gossamer_tests::cluster::{Cluster, eventually, ok, root, text};
-use std::time::Instant;
+use gossamer_tests::cluster::{Cluster, PATIENCE, eventually, ok, root, text};
+use std::time::{Duration, Instant};
 
 /// The first block of commands of the README's section about Kubernetes, as it is.
 fn commands() -> String {
@@ -49,17 +49,16 @@ pub(crate) fn from_nothing_to_a_meshed_application(cluster: &Cluster) {
 pub(crate) fn uninstall_leaves_nothing(cluster: &Cluster, before: &[String]) {
     ok(cluster.shell("kubectl delete namespace demo --ignore-not-found --wait"));
     ok(cluster.shell("meshctl uninstall | kubectl delete -f -"));
-    let left =
-        |now: Vec<String>| -> Vec<String> { now.into_iter().filter(|object| !before.contains(object)).collect() };
-    eventually("only what was there before", || {
-        let left = left(cluster.objects());
-        // Names of pods and nodes' own things come and go; the suite's namespaces are on their way out.
-        let left: Vec<_> = left.into_iter().filter(|o| o.contains("gossamer") || o.contains("gateway.net")).collect();
-        left.is_empty().then_some(()).or_else(|| {
-            eprintln!("still there: {left:?}");
-            None
-        })
-    });
+    // Pods' names, leases and the like come and go by themselves; the suite's namespaces are on their way out.
+    let ours = |object: &String| object.contains("gossamer") || object.contains("gateway.net");
+    let left = || cluster.objects().into_iter().filter(|o| ours(o) && !before.contains(o)).collect::<Vec<_>>();
+    let deadline = Instant::now() + PATIENCE;
+    let mut still = left();
+    while !still.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_secs(1));
+        still = left();
+    }
+    assert!(still.is_empty(), "still there: {still:?}");
     let gone: Vec<_> = cluster.kubectl(&["get", "crd", "-o", "name"]).lines().map(str::to_string).collect();
     assert!(gone.is_empty(), "{gone:?}");
 }

@@ -11,6 +11,7 @@
 
 mod authorization;
 mod check;
+mod conformance;
 mod control_plane_gone;
 mod cost;
 mod install;
@@ -51,6 +52,7 @@ const TOGETHER: &[Test] = &[
 const ALONE: &[Test] = &[
     ("what_the_mesh_costs", cost::what_the_mesh_costs),
     ("check_finds_what_is_wrong", check::check_finds_what_is_wrong),
+    ("gateway_api_conformance", conformance::gateway_api_conformance),
     ("a_new_root_fails_nothing", root_rotation::a_new_root_fails_nothing),
     ("without_a_control_plane_nothing_fails", control_plane_gone::without_a_control_plane_nothing_fails),
     ("restarted_daemons_fail_nothing", restarts::restarted_daemons_fail_nothing),

@@ -41,7 +41,7 @@ pub(crate) fn nothing_readable_is_on_the_wire(cluster: &Cluster) {
     space.apply(
         "apiVersion: v1\nkind: Pod\nmetadata: {name: sniffer, namespace: NS, annotations: {gossamer.io/inject: disabled}}\n\
          spec:\n  hostNetwork: true\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    \
-         image: mesh-test/probe:1\n    args: [sniff, secret-word-meshed, secret-word-plain]\n    \
+         image: mesh-test/probe:1\n    args: [sniff, secret_word_meshed, secret_word_plain]\n    \
          securityContext: {capabilities: {add: [NET_RAW]}}\n",
     );
     space.ready(&["sniffer"]);

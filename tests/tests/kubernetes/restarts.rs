@@ -5,12 +5,14 @@ use gossamer_tests::cluster::{Cluster, eventually};
 
 pub(crate) fn restarted_daemons_fail_nothing(cluster: &Cluster) {
     let space = web_and_shop(cluster, "daemons", 2);
-    under_load(&space, 15.0, || {
-        cluster.restart("kube-apiserver");
-        eventually("the API server", || {
-            cluster.try_kubectl(&["get", "--raw", "/readyz"]).status.success().then_some(())
-        });
-        std::thread::sleep(std::time::Duration::from_secs(2));
+    under_load(&space, 20.0, || {
+        for daemon in ["kube-apiserver", "kubelet"] {
+            cluster.restart(daemon);
+            eventually("the API server", || {
+                cluster.try_kubectl(&["get", "--raw", "/readyz"]).status.success().then_some(())
+            });
+            std::thread::sleep(std::time::Duration::from_secs(3));
+        }
     });
     // What changes afterwards is heard of: the watches are there again.
     space.kubectl(&["scale", "deployment/web", "--replicas=3"]);
