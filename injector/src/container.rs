@@ -64,7 +64,7 @@ pub fn proxy(values: &Values, settings: &Settings, shape: Shape) -> Value {
 pub fn init(values: &Values, settings: &Settings) -> Value {
     let mut container = base(INIT_CONTAINER, values, settings);
     container["args"] = json!(["init"]);
-    container["env"] = proxy_env(settings).into_iter().filter(|one| redirects(one)).collect::<Vec<_>>().into();
+    container["env"] = proxy_env(settings).into_iter().filter(redirects).collect::<Vec<_>>().into();
     container["securityContext"] = privileged(&["NET_ADMIN"]);
     container
 }

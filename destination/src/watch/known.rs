@@ -15,6 +15,7 @@ pub(super) struct Known<T> {
 
 /// What an event leads to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "moved once, never kept")]
 pub(super) enum Step {
     /// Changes of the registry.
     Change(Change),

@@ -107,13 +107,11 @@ impl Source {
         loop {
             tokio::select! {
                 () = stop.stopping() => return,
-                Some(news) = secrets.next() => match watched(news, ISSUER_SECRET, &mut failed[0]) {
-                    Some(secret) => (self.told.issuer, has_secret) = (secret.map(Pair::from), true),
-                    None => {}
+                Some(news) = secrets.next() => if let Some(secret) = watched(news, ISSUER_SECRET, &mut failed[0]) {
+                    (self.told.issuer, has_secret) = (secret.map(Pair::from), true);
                 },
-                Some(news) = maps.next() => match watched(news, ANCHORS_CONFIG_MAP, &mut failed[1]) {
-                    Some(map) => (self.told.anchors, has_map) = (map.map(bundle), true),
-                    None => {}
+                Some(news) = maps.next() => if let Some(map) = watched(news, ANCHORS_CONFIG_MAP, &mut failed[1]) {
+                    (self.told.anchors, has_map) = (map.map(bundle), true);
                 },
                 _ = look.tick() => {
                     let late = started.elapsed() > FILES_AFTER;

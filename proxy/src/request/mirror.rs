@@ -205,16 +205,13 @@ async fn compare(mirror: &Mirror, request: Request, bytes: usize, real: &Verdict
     pick.observe(response.status, exchange::retry_after(&response), Instant::now());
     headers::response(&mut response);
     let mut grpc = crate::record::grpc_status(&response.headers);
-    loop {
-        match poll_fn(|cx| {
-            let _ = sending.poll(&mut up, cx);
-            up.poll_data(cx)
-        })
-        .await
-        {
-            Some(chunk) => drop(chunk.map_err(upstream)?),
-            None => break,
-        }
+    while let Some(chunk) = poll_fn(|cx| {
+        let _ = sending.poll(&mut up, cx);
+        up.poll_data(cx)
+    })
+    .await
+    {
+        drop(chunk.map_err(upstream)?);
     }
     if let Some(trailers) = up.take_trailers() {
         grpc = crate::record::grpc_status(&trailers).or(grpc);
