@@ -282,8 +282,8 @@ fn from_a_change_to_the_stream() {
         }
         go.send(()).unwrap();
         tokio::time::sleep(Duration::from_secs(SECONDS as u64 + 1)).await;
-        let times = times.lock().unwrap().clone();
-        times
+
+        times.lock().unwrap().clone()
     });
     server.join().unwrap();
     times.sort();

@@ -59,7 +59,7 @@ impl Cluster {
         }
         let policies = policies.into_iter().map(|policy: AuthorizationPolicy| Object::AuthorizationPolicy(policy));
         let services = services.into_iter().map(|service: Service| Object::Service(service));
-        for object in policies.chain(services).chain(pods.iter().cloned().map(|pod| Object::Pod(pod))) {
+        for object in policies.chain(services).chain(pods.iter().cloned().map(Object::Pod)) {
             index.apply(object);
         }
         Ok((index, pods))
