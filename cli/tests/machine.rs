@@ -107,7 +107,7 @@ fn a_killed_demo_leaves_no_process() {
     demo.0.wait().unwrap();
     eventually("all of its processes are gone", || processes_in(&namespace) == 0);
     let stat = meshctl(state.path()).arg("stat").output().unwrap();
-    assert!(text(&stat).contains("no mesh runs here"), "{}", text(&stat));
+    assert!(text(&stat).contains("no mesh runs on this machine"), "{}", text(&stat));
 }
 
 #[test]
