@@ -14,6 +14,7 @@ pub mod error;
 pub mod fan;
 pub mod health;
 pub mod installation;
+pub mod manifest;
 pub mod node;
 pub mod output;
 pub mod place;

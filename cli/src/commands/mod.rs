@@ -9,6 +9,7 @@ pub mod demo;
 pub mod diagnostics;
 pub mod edges;
 pub mod identity;
+pub mod inject;
 pub mod install;
 pub mod proxy;
 pub mod proxy_metrics;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninject;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
@@ -49,6 +51,8 @@ enum Command {
     Install(install::Args),
     Upgrade(upgrade::Args),
     Uninstall(uninstall::Args),
+    Inject(inject::Args),
+    Uninject(uninject::Args),
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
@@ -78,6 +82,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Install(args) => block_on(install::run(args)),
         Command::Upgrade(args) => block_on(upgrade::run(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
+        Command::Inject(args) => block_on(inject::run(args)),
+        Command::Uninject(args) => uninject::run(args),
         Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;
