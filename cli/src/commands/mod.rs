@@ -43,6 +43,10 @@ const EXAMPLES: &str = "\
 Start here:
   meshctl demo                               a small application, meshed, with live figures
   meshctl run web --port 8080 -- ./server    mesh a program of yours
+  meshctl install | kubectl apply -f -       the mesh on a Kubernetes cluster
+  meshctl stat                               what runs in it, on this machine or on the cluster of your kubeconfig
+
+As a plugin of kubectl, which then always means the cluster: ln -s \"$(command -v meshctl)\" ~/.local/bin/kubectl-gossamer
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 

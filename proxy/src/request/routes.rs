@@ -2,6 +2,7 @@
 
 use crate::balance::{Balancer, Rules};
 use crate::error::Error;
+use crate::metrics::RouteMetrics;
 use crate::policy::limit::RetryBudget;
 use crate::policy::route::{Found, Router};
 use crate::request::mirror::Mirror;
@@ -12,7 +13,9 @@ use gossamer_api::policy::{
     RequestMatch, Retry, TcpRoute, Timeouts,
 };
 use gossamer_engine::RequestHead;
+use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Compiled routes of one target or server.
@@ -44,6 +47,8 @@ pub struct Rule {
     pub authorizations: Vec<Authorization>,
     /// What else happens to requests; nearly always nothing.
     pub more: Option<Box<More>>,
+    /// Counts the requests of a route that somebody wrote; outbound only, found with the first of them.
+    pub metrics: OnceCell<Arc<RouteMetrics>>,
 }
 
 /// What a route's extensions do beside changing the head.
@@ -110,6 +115,7 @@ impl Routes {
                         budget: RetryBudget::standard(Instant::now()),
                         authorizations: Vec::new(),
                         more,
+                        metrics: OnceCell::new(),
                     })
                 });
                 rules.collect()
@@ -134,6 +140,7 @@ impl Routes {
                 budget: RetryBudget::standard(Instant::now()),
                 authorizations: authorizations.to_vec(),
                 more: None,
+                metrics: OnceCell::new(),
             })
         };
         if http.routes.is_empty() {

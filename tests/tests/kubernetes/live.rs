@@ -25,7 +25,7 @@ fn row<'a>(rows: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {rows:#}"))
 }
 
-pub fn traffic_is_seen_as_it_is(cluster: &Cluster) {
+pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     let space = cluster.namespace("live", true);
     space.serve("api", 2);
     space.client("web");
@@ -72,7 +72,7 @@ pub fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     assert!(text(&metrics.stdout).contains("\nresponse_total{"), "{}", text(&metrics.stderr));
 }
 
-pub fn nobody_else_can_tap(cluster: &Cluster) {
+pub(crate) fn nobody_else_can_tap(cluster: &Cluster) {
     let space = cluster.namespace("notap", true);
     space.serve("api", 1);
     space.client("web");
@@ -87,7 +87,7 @@ pub fn nobody_else_can_tap(cluster: &Cluster) {
     assert!(tap.status.success(), "{}", text(&tap.stderr));
 }
 
-pub fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
+pub(crate) fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
     let space = cluster.namespace("whomay", true);
     space.serve("api", 1);
     ["web", "job"].iter().for_each(|name| space.client(name));
@@ -113,7 +113,7 @@ pub fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
     assert!(text(&ask("unmeshed", "/healthz").stdout).contains("health checks"));
 }
 
-pub fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
+pub(crate) fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
     let space = cluster.namespace("said", true);
     space.serve("api", 2);
     space.ready(&[]);
@@ -128,7 +128,7 @@ pub fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
     assert!(!unknown.status.success() && text(&unknown.stderr).contains("knows no service"), "{}", text(&unknown.stderr));
 }
 
-pub fn without_a_right_it_is_named(cluster: &Cluster) {
+pub(crate) fn without_a_right_it_is_named(cluster: &Cluster) {
     let space = cluster.namespace("rights", true);
     let output = meshctl(&space, &["stat", "--as", "jane"], &[]);
     let said = text(&output.stderr);

@@ -16,6 +16,7 @@ mod control_plane_gone;
 mod cost;
 mod install;
 mod jobs;
+mod live;
 mod mtls;
 mod restarts;
 mod rollout;
@@ -44,6 +45,11 @@ const TOGETHER: &[Test] = &[
     ("a_canary_gets_its_share", routes::a_canary_gets_its_share),
     ("requests_are_routed_by_header", routes::requests_are_routed_by_header),
     ("service_accounts_are_allowed_denied_and_audited", authorization::service_accounts_are_allowed_denied_and_audited),
+    ("traffic_is_seen_as_it_is", live::traffic_is_seen_as_it_is),
+    ("nobody_else_can_tap", live::nobody_else_can_tap),
+    ("who_may_is_told_with_the_object_that_decides", live::who_may_is_told_with_the_object_that_decides),
+    ("the_control_plane_says_what_it_tells_proxies", live::the_control_plane_says_what_it_tells_proxies),
+    ("without_a_right_it_is_named", live::without_a_right_it_is_named),
     ("a_rolling_update_fails_nothing", rollout::a_rolling_update_fails_nothing),
     ("deleted_pods_fail_nothing", rollout::deleted_pods_fail_nothing),
 ];
