@@ -4,7 +4,7 @@ use super::inject::{Became, change, pod_path};
 use crate::error::Result;
 use crate::manifest::Node;
 use gossamer_api::keys::{CONTROL_NAMESPACE_LABEL, INJECT, PROXY_VERSION, WORKLOAD_LABEL_PREFIX};
-use gossamer_injector::container::{CONTAINER, INIT_CONTAINER, VOLUME};
+use gossamer_injector::container::{CONTAINER, INIT_CONTAINER, STATE_VOLUME, VOLUME};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,7 +34,7 @@ pub(super) fn remove(object: &mut Node) -> Became {
     let is_ours = |key: &str| {
         [INJECT, PROXY_VERSION, CONTROL_NAMESPACE_LABEL].contains(&key) || key.starts_with(WORKLOAD_LABEL_PREFIX)
     };
-    let named = |node: &Node| [CONTAINER, INIT_CONTAINER, VOLUME].contains(&node.text("name"));
+    let named = |node: &Node| [CONTAINER, INIT_CONTAINER, VOLUME, STATE_VOLUME].contains(&node.text("name"));
     let mut removed = false;
     for (outer, inner) in [
         ("metadata", "annotations"),
@@ -45,7 +45,7 @@ pub(super) fn remove(object: &mut Node) -> Became {
     ] {
         let Some(outer) = pod.get_mut(outer) else { continue };
         let Some(part) = outer.get_mut(inner) else { continue };
-        if !part.retain(|key, value| !is_ours(key) && !(key.is_empty() && named(value))) {
+        if !part.retain(|key, value| !(is_ours(key) || key.is_empty() && named(value))) {
             continue;
         }
         removed = true;
