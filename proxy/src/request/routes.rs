@@ -78,6 +78,8 @@ pub struct RuleBackend {
     pub balancer: Rc<Balancer>,
     /// Applied after the rule's.
     pub filters: Vec<Filter>,
+    /// Where copies of requests to this backend go.
+    pub mirrors: Vec<Rc<Mirror>>,
     /// The object does not exist or may not be used; says which.
     pub invalid: Option<String>,
 }
@@ -97,18 +99,23 @@ impl Routes {
             .iter()
             .map(|route| {
                 let rules = route.rules.iter().map(|rule| {
-                    let (filters, more) = extended(&rule.filters, |mirror| {
+                    let mirror = |mirror: &Policy| {
                         let balancer = shard.balancer(&mirror.backend, routes.breaker);
                         Mirror::new(shard, &route.meta, mirror, balancer)
-                    });
+                    };
+                    let (filters, more) = extended(&rule.filters, mirror);
                     Rc::new(Rule {
                         meta: route.meta.clone(),
                         grpc: route.grpc,
                         filters,
-                        backends: backends(&rule.backends, |backend| RuleBackend {
-                            balancer: shard.balancer(&backend.backend, routes.breaker),
-                            filters: backend.filters.clone(),
-                            invalid: invalid(&backend.backend),
+                        backends: backends(&rule.backends, |backend| {
+                            let (filters, more) = extended(&backend.filters, mirror);
+                            RuleBackend {
+                                balancer: shard.balancer(&backend.backend, routes.breaker),
+                                filters,
+                                mirrors: more.map(|more| more.mirrors).unwrap_or_default(),
+                                invalid: invalid(&backend.backend),
+                            }
                         }),
                         timeouts: rule.timeouts,
                         retry: rule.retry.clone(),
@@ -223,6 +230,7 @@ impl TcpRoutes {
             Some(rule) => backends(&rule.backends, |backend: &Backend| RuleBackend {
                 balancer: shard.balancer(backend, None),
                 filters: Vec::new(),
+                mirrors: Vec::new(),
                 invalid: invalid(backend),
             }),
             None => Backends::None,
