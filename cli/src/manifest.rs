@@ -334,8 +334,8 @@ mod tests {
     #[test]
     fn keys_keep_their_order() {
         assert_eq!(
-            again("kind: A\nb: 1\na:\n  z: [1, 2]\n  y: {}\n"),
-            "kind: A\nb: 1\na:\n  z:\n  - 1\n  - 2\n  y: {}\n"
+            again("kind: A\nb: 1\na:\n  z: [1, 2]\n  w: {}\n"),
+            "kind: A\nb: 1\na:\n  z:\n  - 1\n  - 2\n  w: {}\n"
         );
     }
 

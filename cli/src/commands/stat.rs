@@ -93,7 +93,7 @@ async fn from_inside(args: &Args, place: &Place, wanted: &[Resource]) -> Result<
     let workloads = place.workloads(&args.scope, wanted).await?;
     none_is_an_error(args, place, &workloads)?;
     let to = args.to.as_ref().map(|to| target(args, place, to, args.to_namespace.as_ref())).transpose()?;
-    let counted = watch(place, &workloads, args.time_window).await;
+    let counted = watch(place, &workloads, args.time_window).await?;
     let by = match wanted.first().map(|resource| resource.kind) {
         _ if args.replicas => By::Pod,
         Some("pod") => By::Pod,
@@ -112,7 +112,7 @@ async fn of_routes(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Ve
         return Err(CommandError::usage(format!("routes and {other} can't be shown together")));
     }
     let sources = sources(args, place, &place.everybody(&args.scope).await?)?;
-    let counted = watch(place, &sources, args.time_window).await;
+    let counted = watch(place, &sources, args.time_window).await?;
     let names: Vec<&str> = wanted.iter().map(|route| route.name.as_str()).filter(|name| !name.is_empty()).collect();
     let rows = stats::of_routes(&counted, &names, args.scope.within(place).as_deref());
     if rows.is_empty() {
@@ -147,7 +147,7 @@ async fn as_clients_see(args: &Args, place: &Place, wanted: &[Resource]) -> Resu
     let everybody = place.everybody(&args.scope).await?;
     let sources = sources(args, place, &everybody)?;
     let services = selectors(args, place).await?;
-    let counted = watch(place, &sources, args.time_window).await;
+    let counted = watch(place, &sources, args.time_window).await?;
     let replicas = |namespace: &str, kind: &str, name: &str| {
         let selector = services.get(&(namespace.to_string(), name.to_string()));
         let resource = Resource { kind: resource::kind(kind).unwrap_or_default(), name: name.to_string() };
@@ -195,15 +195,22 @@ fn none_is_an_error(args: &Args, place: &Place, workloads: &[Workload]) -> Resul
     }
 }
 
-/// What each proxy counts during the window. Each has its own: those asked last end last.
-pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Vec<Option<Counted>> {
-    if window.is_zero() {
-        let after = place.scrape(workloads).await;
-        return after.into_iter().map(|after| Counted::between(None, after)).collect();
-    }
+/// What each proxy counts during the window. Each has its own: those asked last end last. Fails when all are silent: figures
+/// of nobody would look like no traffic.
+pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Result<Vec<Option<Counted>>> {
     let started = Instant::now();
-    let before: Vec<Scrape> = place.scrape_quietly(workloads).await;
+    let before: Vec<Scrape> = match window.is_zero() {
+        true => vec![None; workloads.len()],
+        false => place.scrape_quietly(workloads).await,
+    };
     tokio::time::sleep_until(started + window).await;
     let after = place.scrape(workloads).await;
-    before.iter().zip(after).map(|(before, after)| Counted::between(Some(before), after)).collect()
+    let asked = workloads.iter().filter(|workload| workload.meshed).count();
+    if asked > 0 && after.iter().all(Option::is_none) {
+        let all = if asked == 1 { "the only proxy".to_string() } else { format!("none of {asked} proxies") };
+        return Err(CommandError::failed(format!("{all} {}", if asked == 1 { "did not answer" } else { "answered" }))
+            .hint("the reasons are above; `meshctl check` looks at the rest"));
+    }
+    let before = before.iter().map(|before| if window.is_zero() { None } else { Some(before) });
+    Ok(before.zip(after).map(|(before, after)| Counted::between(before, after)).collect())
 }
