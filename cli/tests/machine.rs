@@ -220,6 +220,51 @@ fn replicas_share_a_name_and_a_port_can_be_published() {
     assert!(stat.contains("2/2"), "{stat}");
 }
 
+const ONLY_FRIENDS: &str = "apiVersion: policy.gossamer.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: only-friends, namespace: default }
+spec:
+  service: ledger
+  from: [{ serviceAccounts: [{ name: friend }] }]
+";
+
+/// The last good state stays in force.
+#[test]
+fn a_folder_of_objects_is_obeyed_and_a_wrong_one_is_named() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let objects = state.path().join("objects");
+    std::fs::create_dir(&objects).unwrap();
+    let policy = objects.join("policy.yaml");
+    std::fs::write(&policy, ONLY_FRIENDS).unwrap();
+    let log = state.path().join("log");
+    let mut control = meshctl(state.path());
+    control.args(["control", "--isolated", "--objects"]).arg(&objects).stderr(std::fs::File::create(&log).unwrap());
+    let _control = Running(control.stdout(Stdio::null()).spawn().unwrap());
+    eventually("the control plane runs", || {
+        meshctl(state.path()).args(["check", "--local"]).status().unwrap().success()
+    });
+    let program = ["run", "ledger", "--port", "7070", "--", env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"];
+    let _server = Running::start(meshctl(state.path()).args(program));
+    let hears = |name: &str| {
+        let script = "exec 3<>/dev/tcp/ledger/7070 && timeout 2 head -1 <&3";
+        let output = meshctl(state.path()).args(["run", name, "--", "bash", "-c", script]).output().unwrap();
+        text(&output).contains("LEDGER ready")
+    };
+    eventually("a friend is let in", || hears("friend"));
+    assert!(!hears("client"), "nobody else is");
+
+    std::fs::write(&policy, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }"))
+        .unwrap();
+    let place = format!("{}:6: spec.from: ", policy.display());
+    eventually("the file, the line and the field are named", || {
+        std::fs::read_to_string(&log).unwrap().contains(&place)
+    });
+    assert!(hears("friend") && !hears("client"), "the last good state stays");
+}
+
 #[test]
 fn an_ordinary_user_needs_no_root_and_stays_that_user() {
     const NOBODY: u32 = 65534;

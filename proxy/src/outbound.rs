@@ -58,7 +58,8 @@ async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream
     let skip = match policy.protocol {
         Declared::Opaque => true,
         Declared::Unknown => {
-            conn.shard.config.opaque_ports.contains(conn.target.port()) || conn.shard.speaks_first(conn.target)
+            let (place, port) = server(&conn, &io);
+            conn.shard.config.opaque_ports.contains(port) || conn.shard.speaks_first(place)
         }
         Declared::Http | Declared::Tls => false,
     };
@@ -73,6 +74,18 @@ async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream
         None if waits => None,
         None => Box::pin(silent(conn, policy, io)).await,
     }
+}
+
+/// By what the server is remembered, and its port: the address that the client asked for, or the explicit local port that
+/// leads to a name.
+fn server(conn: &Connection, io: &TcpStream) -> (SocketAddr, u16) {
+    if let Side::Outbound(destination) = &conn.side
+        && let Target::Authority(name) = &destination.target
+    {
+        let port = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        return (io.local_addr().unwrap_or(conn.target), port.unwrap_or_default());
+    }
+    (conn.target, conn.target.port())
 }
 
 /// Serves a connection of which is known what is spoken.
@@ -164,7 +177,7 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
         }
         read = far.read_buf(&mut greeting) => {
             if matches!(read, Ok(count) if count > 0) {
-                conn.shard.learn_speaks_first(conn.target);
+                conn.shard.learn_speaks_first(server(&conn, &io).0);
             }
         }
     }

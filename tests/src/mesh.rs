@@ -151,7 +151,9 @@ impl Mesh {
         let _ = std::fs::remove_file(&anchors);
         let mut command = std::process::Command::new(program().with_file_name("plane"));
         command.args([self.identity.to_string(), self.destination.to_string()]).arg(self.folder.path());
-        *self.running.lock().unwrap() = Some(Plane::Process(command.stdin(Stdio::piped()).spawn().unwrap()));
+        let log = std::fs::File::options().create(true).append(true).open(self.plane_log()).unwrap();
+        command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
+        *self.running.lock().unwrap() = Some(Plane::Process(command.spawn().unwrap()));
         let text = expect::eventually("the control plane starts", || async { std::fs::read_to_string(&anchors).ok() });
         let text = text.await;
         *self.anchors.lock().unwrap() = text;
@@ -191,6 +193,15 @@ impl Mesh {
     /// Ends identity and destination at once, as a crash would: their connections break.
     pub fn kill_control_plane(&self) {
         self.running.lock().unwrap().take().expect("it runs").kill();
+    }
+
+    /// What a control plane that is a process has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.plane_log()).unwrap_or_default()
+    }
+
+    fn plane_log(&self) -> PathBuf {
+        self.folder.path().join("plane.log")
     }
 
     /// The folder of YAML objects that the control plane watches.
@@ -272,6 +283,9 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
+        if self.apart && std::thread::panicking() {
+            eprintln!("---- log of the control plane ----\n{}", self.log());
+        }
         if let Some(plane) = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
             plane.kill();
         }

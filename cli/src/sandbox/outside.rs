@@ -109,7 +109,7 @@ fn send(socket: &OwnedFd, text: &str, passed: Option<&TcpStream>) {
 }
 
 /// One message, and the socket that came with it. Empty: the other end is closed.
-fn receive(socket: &OwnedFd) -> io::Result<(String, Option<OwnedFd>)> {
+fn receive(socket: &OwnedFd) -> io::Result<Answer> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; MESSAGE];
@@ -126,11 +126,16 @@ fn receive(socket: &OwnedFd) -> io::Result<(String, Option<OwnedFd>)> {
     Ok((String::from_utf8_lossy(&bytes[..received.bytes]).into_owned(), passed))
 }
 
+/// A line, and the socket that came with it.
+type Answer = (String, Option<OwnedFd>);
+/// Who waits for which answer.
+type Waiting = HashMap<u64, oneshot::Sender<Answer>>;
+
 /// The end inside.
 pub struct Outside {
     socket: OwnedFd,
     number: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<(String, Option<OwnedFd>)>>>,
+    waiting: Mutex<Waiting>,
 }
 
 impl Outside {
@@ -157,11 +162,11 @@ impl Outside {
         self.waiting().clear();
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<(String, Option<OwnedFd>)>>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(&self, question: &str) -> io::Result<(String, Option<OwnedFd>)> {
+    async fn ask(&self, question: &str) -> io::Result<Answer> {
         let id = self.number.fetch_add(1, Ordering::Relaxed);
         let (sender, answered) = oneshot::channel();
         self.waiting().insert(id, sender);

@@ -78,7 +78,7 @@ pub async fn handle(conn: &Connection, head: &mut RequestHead, down: &mut Downst
     match forward(conn, head, down, &mut record).await {
         Ok(after) => after,
         Err(error) => {
-            record.failed(&error);
+            record.refused(head, &error);
             let version = if record.was_upgraded { Version::Http2 } else { head.version };
             respond::send(&error, version, head.is_grpc(), head.method == Method::HEAD, down);
             After::Ready

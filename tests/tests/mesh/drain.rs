@@ -1,11 +1,11 @@
 //! How a proxy ends: it finishes what it has, takes nothing new, and does not linger.
 
-use crate::http_pair;
-use gossamer_tests::app::channel;
+use crate::{WEB, http_pair};
+use gossamer_tests::app::{self, channel};
 use gossamer_tests::client::{H1, H2, Raw, get_request, grpc_request, post_request};
 use gossamer_tests::expect::{becomes, eventually, within};
 use gossamer_tests::loopback;
-use gossamer_tests::mesh::program;
+use gossamer_tests::mesh::{Mesh, program};
 use http_body_util::BodyExt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -49,14 +49,17 @@ async fn a_stream_in_flight_is_finished() {
 
 #[tokio::test]
 async fn its_admin_page_ends_it_as_a_signal_does() {
-    let (mut pair, app) = http_pair().await;
-    let entry = pair.entry();
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let mut shop = mesh.workload("shop").calls(WEB).set("admin-shutdown", "enabled").start().await;
+    let entry = shop.to(WEB);
     let slow = tokio::spawn(async move { H1::connect(entry).await.send(get_request("web", "/slow/500")).await });
     becomes(1, || async { app.count() }).await;
-    let answer = H1::connect(pair.shop.admin()).await.send(post_request("proxy", "/shutdown", "")).await.unwrap();
+    let answer = H1::connect(shop.admin()).await.send(post_request("proxy", "/shutdown", "")).await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(slow.await.unwrap().unwrap().text(), "slow\n");
-    assert_eq!(pair.shop.ended().await.code(), Some(0));
+    assert_eq!(shop.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
