@@ -9,6 +9,7 @@ pub mod demo;
 pub mod diagnostics;
 pub mod edges;
 pub mod identity;
+pub mod inject;
 pub mod install;
 pub mod proxy;
 pub mod proxy_metrics;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninject;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
@@ -41,6 +43,10 @@ const EXAMPLES: &str = "\
 Start here:
   meshctl demo                               a small application, meshed, with live figures
   meshctl run web --port 8080 -- ./server    mesh a program of yours
+  meshctl install | kubectl apply -f -       the mesh on a Kubernetes cluster
+  meshctl stat                               what runs in it, on this machine or on the cluster of your kubeconfig
+
+As a plugin of kubectl, which then always means the cluster: ln -s \"$(command -v meshctl)\" ~/.local/bin/kubectl-gossamer
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 
@@ -49,6 +55,8 @@ enum Command {
     Install(install::Args),
     Upgrade(upgrade::Args),
     Uninstall(uninstall::Args),
+    Inject(inject::Args),
+    Uninject(uninject::Args),
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
@@ -81,6 +89,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Install(args) => block_on(install::run(args)),
         Command::Upgrade(args) => block_on(upgrade::run(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
+        Command::Inject(args) => block_on(inject::run(args)),
+        Command::Uninject(args) => uninject::run(args),
         Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;

@@ -75,7 +75,9 @@ impl Route {
                     let matches = matches(&rule.matches, problems, grpc_match);
                     let mut filters = filters(&rule.filters, namespace, problems);
                     filters.iter_mut().for_each(carry_response_headers);
-                    let backends = backends(&rule.backend_refs, namespace, problems);
+                    let mut backends = backends(&rule.backend_refs, namespace, problems);
+                    let of_backends = backends.iter_mut().flatten().flat_map(|backend| &mut backend.filters);
+                    of_backends.for_each(carry_response_headers);
                     rules.extend(matches.map(|matches| Rule { matches, filters, backends, ..Rule::default() }));
                 }
                 (&route.spec.parent_refs, &route.spec.hostnames, rules)
@@ -134,12 +136,14 @@ impl Route {
 
     /// The services that it sends something to, copies among it.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Name> {
-        let backends = self.rules.iter().flat_map(|rule| rule.backends.iter().flatten());
-        let mirrors = self.rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
-            RuleFilter::Mirror(backend, _) => Some(&**backend),
-            RuleFilter::Plain(_) => None,
-        });
-        backends.chain(mirrors).filter_map(|backend| backend.service.as_ref())
+        let backends = || self.rules.iter().flat_map(|rule| rule.backends.iter().flatten());
+        let filters = self.rules.iter().flat_map(|rule| &rule.filters);
+        let mirrors =
+            filters.chain(backends().flat_map(|backend| &backend.filters)).filter_map(|filter| match filter {
+                RuleFilter::Mirror(backend, _) => Some(&**backend),
+                RuleFilter::Plain(_) => None,
+            });
+        backends().chain(mirrors).filter_map(|backend| backend.service.as_ref())
     }
 
     /// True when it treats requests to this port of this service.
@@ -347,12 +351,7 @@ fn backend(from: &BackendRef, namespace: &str, problems: &mut Vec<String>) -> Ru
         let kind = from.kind.as_deref().unwrap_or("Service");
         problems.push(format!("backend {:?} of kind {kind:?} is not supported: its share fails", from.name));
     }
-    let mut filters = filters(&from.filters, namespace, problems);
-    let count = filters.len();
-    filters.retain(|filter| matches!(filter, RuleFilter::Plain(_)));
-    if filters.len() < count {
-        problems.push(format!("filter \"RequestMirror\" of backend {:?} is ignored: mirror the rule", from.name));
-    }
+    let filters = filters(&from.filters, namespace, problems);
     let namespace = from.namespace.as_deref().unwrap_or(namespace);
     RuleBackend {
         service: service.then(|| Name::new(namespace, &from.name)),

@@ -303,6 +303,8 @@ async fn attempt(
     let &Plan { conn, rule, found, length, tunnel } = plan;
     let early = |error| Failed { error, endpoint: None, connecting: false };
     let mut filtered = None;
+    // What the backend of this attempt does to responses.
+    let mut after: &[gossamer_api::policy::Filter] = &[];
     let balancer = match &conn.side {
         Side::Inbound(_, local) => local,
         Side::Outbound(_) => {
@@ -311,6 +313,17 @@ async fn attempt(
                 let mut copy = head.clone();
                 apply(rule, &backend.filters, &mut copy, &found).map_err(early)?;
                 filtered = Some(copy);
+                after = &backend.filters;
+            }
+            // One copy of a request, however often it is tried and wherever it goes.
+            if !backend.mirrors.is_empty()
+                && !tunnel
+                && record.mirrored.is_none()
+                && let Some((copy, verdict)) =
+                    mirror::begin(&conn.shard, &backend.mirrors, filtered.as_ref().unwrap_or(head))
+            {
+                record.mirrored = Some(verdict);
+                body.copy(copy);
             }
             &backend.balancer
         }
@@ -343,6 +356,7 @@ async fn attempt(
         Ok(()) => {
             let now = Instant::now();
             pick.observe(response.status, exchange::retry_after(response), now);
+            filter::apply_response(after, response);
             Ok((pick, up))
         }
         Err(body::Side::Client(error)) => Err(early(Error::of_client(error))),
