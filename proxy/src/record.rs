@@ -9,7 +9,7 @@ pub use handles::{ConnectionMetrics, EndpointMetrics};
 use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
-use crate::metrics::{Direction, RequestMetrics, RouteLabels, RouteMetrics};
+use crate::metrics::{Direction, RequestMetrics, RouteLabels, RouteMetrics, TlsLabel};
 use crate::policy::limit::Limited;
 use crate::request::mirror::Verdict;
 use crate::request::routes::Rule;
@@ -178,9 +178,7 @@ impl<'a> Record<'a> {
             self.metrics = Some(metrics.requests.clone());
         }
         self.endpoint = Some(pick.info.addr);
-        if self.conn.shard.taps.is_active() && self.tapped.is_none() {
-            self.tap(pick, head);
-        }
+        self.tap(Some(pick), head);
     }
 
     /// A connection is tried to this endpoint.
@@ -193,19 +191,24 @@ impl<'a> Record<'a> {
         pick.metrics.get_or_init(|| EndpointMetrics::new(&self.conn.shard, self.direction(), balancer, pick))
     }
 
-    fn tap(&mut self, pick: &Pick, head: &RequestHead) {
+    /// Tells whoever watches, unless they know already. Without an endpoint it is the proxy that answers.
+    fn tap(&mut self, pick: Option<&Pick>, head: &RequestHead) {
+        if !self.conn.shard.taps.is_active() || self.tapped.is_some() {
+            return;
+        }
         let tls = self.conn.metrics.tls();
         let observed = Observed {
             head,
             direction: self.direction(),
             source: self.conn.client,
             source_tls: tls,
-            destination: Some(pick.info.addr),
-            destination_tls: match self.direction() {
-                Direction::Outbound => destination_tls(pick),
-                Direction::Inbound => tls,
+            destination: Some(pick.map_or(self.conn.target, |pick| pick.info.addr)),
+            destination_tls: match (self.direction(), pick) {
+                (Direction::Outbound, Some(pick)) => destination_tls(pick),
+                (Direction::Outbound, None) => TlsLabel::None("no_endpoint"),
+                (Direction::Inbound, _) => tls,
             },
-            destination_labels: Some(&pick.info.labels),
+            destination_labels: pick.map(|pick| &pick.info.labels),
             route_labels: None,
         };
         self.tapped = self.conn.shard.taps.request(&observed, self.start).map(Box::new);
@@ -288,6 +291,12 @@ impl<'a> Record<'a> {
                 self.count_error(&error);
             }
         }
+    }
+
+    /// The proxy answers a request itself.
+    pub fn refused(&mut self, head: &RequestHead, error: &Error) {
+        self.tap(None, head);
+        self.failed(error);
     }
 
     /// It was not served.

@@ -78,6 +78,9 @@ enum Command {
     Proxy(proxy::Args),
     #[command(hide = true)]
     DemoApp(crate::demo::app::Args),
+    /// Connect outside of the private network for the mesh of the process that started this
+    #[command(hide = true)]
+    Outside,
 }
 
 /// Runs the command.
@@ -94,7 +97,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             let published = run::publish(&args, &mesh)?;
             inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
-        Command::Control(args) => inside(Network::New, None, || control::run(args)),
+        Command::Control(args) => {
+            let network = if args.isolated { Network::New } else { Network::Open };
+            inside(network, None, || control::run(args))
+        }
         Command::Stat(args) => looking(&args.scope.clone(), |place| stat::run(args, place)),
         Command::Top(args) => looking(&args.scope.clone(), |place| top::run(args, place)),
         Command::Tap(args) => looking(&args.scope.clone(), |place| tap::run(args, place)),
@@ -113,6 +119,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => block_on(version::run(args)),
+        Command::Outside => crate::sandbox::outside::serve(),
         Command::DemoApp(args) => block_on(async { crate::demo::app::run(args).await.map(|()| ExitCode::SUCCESS) }),
     }
 }
