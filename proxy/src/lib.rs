@@ -48,9 +48,7 @@ use tokio_util::task::TaskTracker;
 ///
 /// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
 pub fn main() -> i32 {
-    // The allocator asks for huge pages, which round every small arena up to 2 MiB: four times the memory at rest.
-    // A kernel without the call has no huge pages either.
-    let _ = nix::sys::prctl::set_thp_disable(true);
+    without_huge_pages();
     let config = match Config::from_env() {
         Ok(config) => config,
         Err(error) => {
@@ -81,6 +79,24 @@ pub fn main() -> i32 {
     }
 }
 
+/// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
+/// first 4 MiB would be resident from the start: three times what is needed at rest.
+fn without_huge_pages() {
+    use nix::sys::prctl;
+    use std::os::unix::process::CommandExt;
+    // A kernel without the call has no huge pages either; one that does not keep the setting must not make a loop.
+    if prctl::get_thp_disable() != Ok(false) || prctl::set_thp_disable(true).is_err() {
+        return;
+    }
+    let mut args = std::env::args_os();
+    if let (Ok(program), Some(name)) = (std::env::current_exe(), args.next())
+        && prctl::get_thp_disable() == Ok(true)
+    {
+        // Returns only if it failed: then it goes on, with more memory.
+        let _ = std::process::Command::new(program).arg0(name).args(args).exec();
+    }
+}
+
 /// Runs the proxy until `stop`, then drains. The calling runtime becomes the control thread.
 ///
 /// Errors: a listener or the redirection can't be set up.
@@ -96,6 +112,8 @@ pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
     grpc::mark_sockets(config.mark);
     let credentials = credentials(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
+    // So that the way to the control plane stands before the first connection comes.
+    drop(control.server(config.admin_listen.port()));
 
     let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
     stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** fail closed. What is published was verified, and is taken back when it ends.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,6 @@ use linkerd2_proxy_api::identity::CertifyRequest;
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -163,7 +163,7 @@ impl Keeper {
 
     async fn certify(&mut self) -> Result<Credentials, CertifyError> {
         let identity = &self.config.identity;
-        let token = self.read_token().await?;
+        let token = self.read_token()?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([identity.to_string()])?;
         params.distinguished_name = DistinguishedName::new();
@@ -186,12 +186,13 @@ impl Keeper {
         Ok(Credentials::new(identity.clone(), chain, key, anchors)?)
     }
 
-    async fn read_token(&self) -> Result<Vec<u8>, CertifyError> {
+    /// Not asynchronously: it is a kilobyte of a file in memory, and another thread would cost more than it takes.
+    fn read_token(&self) -> Result<Vec<u8>, CertifyError> {
         let path = &self.config.token_file;
         let failed = |error| CertifyError::Token(path.display().to_string(), error);
         let mut token = Vec::new();
-        let file = tokio::fs::File::open(path).await.map_err(failed)?;
-        file.take(MAX_TOKEN_BYTES).read_to_end(&mut token).await.map_err(failed)?;
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(MAX_TOKEN_BYTES).read_to_end(&mut token).map_err(failed)?;
         match token.is_empty() {
             true => Err(failed(std::io::Error::other("it is empty"))),
             false => Ok(token),
