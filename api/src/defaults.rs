@@ -18,6 +18,8 @@ pub const IDENTITY_PORT: u16 = 8080;
 pub const DESTINATION_PORT: u16 = 8086;
 /// The policy services (`OutboundPolicies`, `InboundServerPolicies`). Source: Linkerd.
 pub const POLICY_PORT: u16 = 8090;
+/// The same without TLS, on the loopback of the destination service's pod: for `meshctl diagnostics`, by port-forward.
+pub const QUERY_PORT: u16 = 8087;
 
 /// Ports whose servers speak first, opaque without being looked at: SMTP, submission, MySQL, Galera, PostgreSQL,
 /// Redis, Elasticsearch transport, memcached. Source: Linkerd's `opaquePorts` (FEATURES 2.1).
@@ -43,6 +45,9 @@ pub const CONTROL_NAMESPACE: &str = "gossamer";
 /// forwarded. Long enough for the first flight of a local client, too short to be noticed by a human.
 /// Linkerd waits 10 s; Envoy's `listener_filters_timeout` is 15 s.
 pub const DETECT_PATIENCE: Duration = Duration::from_millis(20);
+/// How long the rest of a request line, a preface or a ClientHello may take once it has begun; then it is forwarded as it
+/// is. Source: Linkerd's detect timeout, 10 s.
+pub const DETECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes looked at before a protocol is called opaque. A post-quantum ClientHello has about 1.8 KiB; padded ones 4.
 pub const DETECT_BYTES: usize = 16 * 1024;
 
@@ -108,6 +113,9 @@ pub const EWMA_DECAY: Duration = Duration::from_secs(10);
 pub const QUEUE_CAPACITY: u32 = 10_000;
 /// How long they may. Source: Linkerd's policy controller sends 3 s.
 pub const QUEUE_FAILFAST: Duration = Duration::from_secs(3);
+/// How long they may when every endpoint has just refused: long enough for a process that is restarted, short enough for
+/// the reason to reach whoever waits.
+pub const REFUSED_FAILFAST: Duration = Duration::from_secs(1);
 /// Failures in a row that eject an endpoint. Source: Linkerd failure accrual (7); there it is off by default.
 pub const BREAKER_MAX_FAILURES: u32 = 7;
 /// First probation. Source: Linkerd.
@@ -133,6 +141,14 @@ pub const RETRY_BUDGET_RATIO: f32 = 0.2;
 pub const RETRY_BUDGET_MIN_PER_SECOND: u32 = 10;
 /// The window of the budget. Source: Finagle, Linkerd (10 s).
 pub const RETRY_BUDGET_WINDOW: Duration = Duration::from_secs(10);
+/// Copies of requests that a data thread has in flight: 8 MiB at most with the longest bodies.
+pub const MIRRORS_IN_FLIGHT: usize = 128;
+/// Longest body that is copied, as for retries.
+pub const MIRROR_MAX_BODY: usize = RETRY_MAX_BODY;
+/// How long a copy may take: what is slower counts as failed.
+pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest delay that is injected: a typo must not hold requests for ever.
+pub const DELAY_MAX: Duration = Duration::from_secs(60);
 
 // ---- inbound -------------------------------------------------------------------------------------------------------
 
@@ -167,3 +183,13 @@ pub const WORKERS: usize = 1;
 pub const TAP_SESSIONS: usize = 16;
 /// Events queued per session; more are dropped and counted.
 pub const TAP_QUEUE: usize = 1024;
+
+// ---- in a pod ------------------------------------------------------------------------------------------------------
+
+/// The proxy's image, without its version.
+pub const PROXY_IMAGE: &str = "gossamer/proxy";
+/// The proxy in its image.
+pub const PROXY_PROGRAM: &str = "/gossamer-proxy";
+/// Where the token is mounted. Kubernetes mounts the API server's token at this path of every container that has
+/// nothing there.
+pub const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

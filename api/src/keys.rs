@@ -24,3 +24,14 @@ pub const PREFIX: &str = "gossamer.io";
 pub const CONFIG_PREFIX: &str = "config.gossamer.io";
 /// The audience of service-account tokens for our identity service. Source: Linkerd has `identity.l5d.io`.
 pub const TOKEN_AUDIENCE: &str = "identity.gossamer.io";
+
+/// `enabled` or `disabled`, on a namespace or a pod.
+pub const INJECT: &str = "gossamer.io/inject";
+/// On injected pods: the version of the proxy.
+pub const PROXY_VERSION: &str = "gossamer.io/proxy-version";
+/// On injected pods: whose mesh they belong to.
+pub const CONTROL_NAMESPACE_LABEL: &str = "gossamer.io/control-plane-ns";
+/// On injected pods, followed by the kind of their owner (`deployment`, `statefulset`...): its name. As Linkerd's.
+pub const WORKLOAD_LABEL_PREFIX: &str = "gossamer.io/proxy-";
+/// On the control plane's own objects: which part they are.
+pub const CONTROL_PLANE_COMPONENT: &str = "gossamer.io/control-plane-component";

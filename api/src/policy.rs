@@ -3,6 +3,7 @@
 //! HTTP and gRPC routes have one form: a gRPC method match is a path match, a gRPC retry condition sits beside the HTTP one.
 
 use crate::endpoint::Endpoint;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -91,6 +92,51 @@ pub struct OutboundPolicy {
     pub meta: Meta,
     /// What it speaks, with its routes.
     pub protocol: OutboundProtocol,
+}
+
+impl OutboundPolicy {
+    /// The filters of all its HTTP and gRPC routes, those of backends among them.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        let (one, two) = match &self.protocol {
+            OutboundProtocol::Detect { http1, http2, .. } => (Some(http1), Some(http2)),
+            OutboundProtocol::Http1(http) | OutboundProtocol::Http2(http) | OutboundProtocol::Grpc(http) => {
+                (Some(http), None)
+            }
+            OutboundProtocol::Opaque(_) | OutboundProtocol::Tls(_) => (None, None),
+        };
+        let rules = one.into_iter().chain(two).flat_map(|http| &http.routes).flat_map(|route| &route.rules);
+        rules.flat_map(|rule| rule.filters.iter().chain(rule.backends.backends().flat_map(|backend| &backend.filters)))
+    }
+
+    /// Puts what `known` tells in the place of names. True: nothing is missing any more.
+    pub fn resolve(&mut self, known: &Extensions) -> bool {
+        let both = match &mut self.protocol {
+            OutboundProtocol::Detect { http1, http2, .. } => [Some(http1), Some(http2)],
+            OutboundProtocol::Http1(http) | OutboundProtocol::Http2(http) | OutboundProtocol::Grpc(http) => {
+                [Some(http), None]
+            }
+            OutboundProtocol::Opaque(_) | OutboundProtocol::Tls(_) => [None, None],
+        };
+        let mut complete = true;
+        let mut resolve = |filters: &mut Vec<Filter>| {
+            for filter in filters {
+                let Filter::Named(name) = filter else { continue };
+                match known.get(&name.id) {
+                    Some(extension) => *filter = Filter::Extension(Box::new(extension.clone())),
+                    None => complete = false,
+                }
+            }
+        };
+        for rule in both.into_iter().flatten().flat_map(|http| &mut http.routes).flat_map(|route| &mut route.rules) {
+            resolve(&mut rule.filters);
+            match &mut rule.backends {
+                Distribution::Empty => {}
+                Distribution::First(all) => all.iter_mut().for_each(|backend| resolve(&mut backend.filters)),
+                Distribution::Random(all) => all.iter_mut().for_each(|(backend, _)| resolve(&mut backend.filters)),
+            }
+        }
+        complete
+    }
 }
 
 /// What a target speaks.
@@ -236,6 +282,62 @@ pub enum Filter {
     Redirect(Redirect),
     /// Answer with a failure, for a share of requests.
     Fail(Failure),
+    /// Something that Linkerd's API cannot carry. There only [`Filter::Named`] stands for it.
+    Extension(Box<Extension>),
+    /// An extension whose content has not been told yet.
+    Named(ExtensionName),
+}
+
+/// A treatment of requests that Linkerd's API cannot carry, told by our extension service.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Extension {
+    /// Change where a request says it goes.
+    Rewrite(Rewrite),
+    /// Send a copy elsewhere, whose answer nobody gets.
+    Mirror(Mirror),
+    /// Hold requests back.
+    Delay(Delay),
+    /// Change response headers: for gRPC routes, where Linkerd's API cannot say it.
+    ResponseHeaders(HeaderEdit),
+}
+
+/// Which extension a route needs: a hash of its content, so that a route never meets another version of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExtensionName {
+    /// Of the content.
+    pub id: u64,
+    /// True: without it a request must not be sent at all.
+    pub required: bool,
+}
+
+/// Extensions of one target's routes, by [`ExtensionName::id`].
+pub type Extensions = BTreeMap<u64, Extension>;
+
+/// A new host or path; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The authority.
+    pub host: Option<String>,
+    /// The path; the query stays.
+    pub path: Option<PathModifier>,
+}
+
+/// A copy of requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Where to.
+    pub backend: Backend,
+    /// Share of requests: `numerator / denominator`.
+    pub ratio: (u32, u32),
+}
+
+/// Requests that wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delay {
+    /// How long.
+    pub time: Duration,
+    /// Share of requests: `numerator / denominator`.
+    pub ratio: (u32, u32),
 }
 
 /// Changes to headers: set replaces, add appends, remove deletes.

@@ -2,16 +2,14 @@
 //! sent or believed.
 
 use crate::error::causes;
-use gossamer_api::defaults;
 use gossamer_api::process::tls::{Anchors, provider};
-use gossamer_api::wire::mesh::WorkloadInfo;
 use gossamer_api::workload::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -35,10 +33,13 @@ pub struct Presented {
     pub problem: Option<String>,
 }
 
-/// Asks a workload's proxy.
-pub async fn of(workload: &WorkloadInfo, anchors: Option<&Anchors>) -> Result<Presented, String> {
-    let address = format!("{}:{}", workload.address, defaults::INBOUND_PORT);
-    let identity: Identity = workload.identity.parse().map_err(|e| format!("{e}"))?;
+/// Asks the proxy at the other end of a connection to its inbound port, which should be `identity`.
+pub async fn of(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    identity: &str,
+    anchors: Option<&Anchors>,
+) -> Result<Presented, String> {
+    let identity: Identity = identity.parse().map_err(|e| format!("{e}"))?;
     let name = ServerName::try_from(identity.as_str().to_string()).map_err(|e| e.to_string())?;
     let seen = Arc::new(Seen::default());
     let config = ClientConfig::builder_with_provider(provider().clone())
@@ -48,11 +49,10 @@ pub async fn of(workload: &WorkloadInfo, anchors: Option<&Anchors>) -> Result<Pr
         .with_custom_certificate_verifier(seen.clone())
         .with_no_client_auth();
     let shake = async {
-        let tcp = TcpStream::connect(&address).await.map_err(|e| format!("{address}: {e}"))?;
         // It ends with an alert, for we have no certificate; what we came for has arrived by then.
-        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map(drop).map_err(|e| causes(&e))
+        TlsConnector::from(Arc::new(config)).connect(name, io).await.map(drop).map_err(|e| causes(&e))
     };
-    let ended = tokio::time::timeout(TIMEOUT, shake).await.unwrap_or_else(|_| Err(format!("{address}: no answer")));
+    let ended = tokio::time::timeout(TIMEOUT, shake).await.unwrap_or_else(|_| Err("no answer to a handshake".into()));
     let chain = seen.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Some(leaf) = chain.first() else {
         return Err(ended.err().unwrap_or_else(|| "no certificate".into()));

@@ -5,18 +5,26 @@
 //! control plane in this process, [`demo`] the application that is meshed for show, [`scrape`] reads proxies' figures.
 
 pub mod certificates;
+pub mod cluster;
 pub mod commands;
 pub mod connect;
 pub mod demo;
+pub mod describe;
 pub mod error;
+pub mod fan;
+pub mod installation;
 pub mod node;
 pub mod output;
+pub mod place;
 pub mod plane;
 pub mod registry;
 pub mod replica;
+pub mod resource;
 pub mod sandbox;
 pub mod scrape;
+pub mod stats;
 pub mod tapping;
+pub mod verdict;
 pub mod view;
 
 use clap::Parser;

@@ -7,7 +7,7 @@ use crate::replica;
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::network;
 use gossamer_api::defaults::{self, CLUSTER_DOMAIN};
-use gossamer_api::process::grpc::{PeerIdentity, ServerTls};
+use gossamer_api::process::grpc::{self, PeerIdentity, ServerTls};
 use gossamer_api::process::stop::Stop;
 use gossamer_api::process::tls::ClientAuth;
 use gossamer_api::settings;
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -152,6 +152,14 @@ impl Plane {
         let listeners = vec![destination_listener];
         let (registry, stop) = (inner.registry.clone(), inner.stop.clone());
         inner.stop.spawn(gossamer_destination::run(settings, registry, listeners, Some(tls), stop));
+        // For `meshctl diagnostics`; like the registry's, the folder lets only its owner in.
+        let asked = gossamer_destination::serve::State {
+            registry: inner.registry.clone(),
+            admit: None,
+            stop: inner.stop.clone(),
+        };
+        let socket = UnixListener::bind(node.state.file("query.sock")).context("the mesh's socket for questions")?;
+        inner.stop.spawn(grpc::serve_unix(gossamer_destination::serve::services(asked), socket, inner.stop.clone()));
         crate::registry::serve(self.clone(), node.state.file("registry.sock"), inner.stop.clone())
     }
 

@@ -1,17 +1,17 @@
 //! Reads proxies' `/metrics` and turns them into golden figures: success, rate, latency, connections, mTLS.
 //!
-//! Counters only grow while a proxy lives, so figures of a time are the difference of two scrapes; a proxy that
+//! Counters only grow while a proxy lives, so figures of a time are the [`difference`] of two scrapes; a proxy that
 //! restarted in between counts from zero. Every fetch is bounded in time and size.
 
 use crate::error::causes;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use std::collections::BTreeMap;
+use hyper_util::rt::TokioIo;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 /// Proxies asked at once.
 const PARALLEL: usize = 16;
@@ -40,27 +40,47 @@ impl Sample {
 
 /// Fetches from many addresses (`ip:port`) at once; the answers keep the order.
 pub async fn all(addresses: Vec<String>) -> Vec<Result<Vec<Sample>, String>> {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(TIMEOUT));
-    let client = Client::builder(TokioExecutor::new()).build(connector);
-    let fetches = addresses.into_iter().map(|address| {
-        let client = client.clone();
-        async move {
-            let fetch = fetch(&client, &address);
-            tokio::time::timeout(TIMEOUT, fetch).await.unwrap_or_else(|_| Err(format!("{address} did not answer")))
-        }
+    let fetches = addresses.into_iter().map(|address| async move {
+        let fetch = async {
+            let stream = TcpStream::connect(&address).await.map_err(|e| format!("{address}: {e}"))?;
+            fetch(stream, "/metrics").await.map_err(|e| format!("{address}: {e}"))
+        };
+        let text =
+            tokio::time::timeout(TIMEOUT, fetch).await.unwrap_or_else(|_| Err(format!("{address} did not answer")));
+        text.map(|text| parse(&text))
     });
     stream::iter(fetches).buffered(PARALLEL).collect().await
 }
 
-async fn fetch(client: &Client<HttpConnector, Empty<Bytes>>, address: &str) -> Result<Vec<Sample>, String> {
-    let uri = format!("http://{address}/metrics").parse().map_err(|e| format!("{address}: {e}"))?;
-    let response = client.get(uri).await.map_err(|e| format!("{address}: {}", causes(&e)))?;
-    if !response.status().is_success() {
-        return Err(format!("{address}: {}", response.status()));
-    }
-    let body = Limited::new(response.into_body(), BODY_BYTES).collect().await.map_err(|e| format!("{address}: {e}"))?;
-    Ok(parse(&String::from_utf8_lossy(&body.to_bytes())))
+/// Asks for a page over a connection to an admin port. Bounded in size; who calls bounds the time.
+pub async fn fetch(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, path: &str) -> Result<String, String> {
+    let shaken = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(io)).await;
+    let (mut sender, connection) = shaken.map_err(|e| causes(&e))?;
+    // Ends with the sender and the body, which live as long as this function at most.
+    tokio::spawn(connection);
+    let request = http::Request::get(path).header(http::header::HOST, "localhost").body(Empty::new());
+    let response = sender.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| causes(&e))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), BODY_BYTES).collect().await.map_err(|e| causes(&*e))?;
+    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    if status.is_success() { Ok(text) } else { Err(format!("{status} {}", text.trim()).trim().to_string()) }
+}
+
+/// What was counted between two scrapes, series by series. A counter that shrank has started anew; one that is new began
+/// at zero; one that has gone has counted nothing. Gauges are as they are now.
+pub fn difference(before: &[Sample], after: &[Sample]) -> Vec<Sample> {
+    let series = |sample: &Sample| (sample.name.clone(), sample.labels.clone());
+    let then: HashMap<_, f64> = before.iter().map(|sample| (series(sample), sample.value)).collect();
+    let counts = ["_total", "_bucket", "_count", "_sum"];
+    let grown = |sample: &Sample| {
+        let mut sample = sample.clone();
+        if counts.iter().any(|end| sample.name.ends_with(end)) {
+            let then = then.get(&series(&sample)).copied().unwrap_or_default();
+            sample.value -= if sample.value >= then { then } else { 0.0 };
+        }
+        sample
+    };
+    after.iter().map(grown).collect()
 }
 
 /// Reads Prometheus text. Lines that are none are left out.
@@ -120,6 +140,8 @@ pub struct Golden {
     pub secured: f64,
     /// All requests and connections.
     pub carried: f64,
+    /// The kubelet's health checks: not what anybody asks about, and never with mTLS.
+    probes: f64,
     /// Connections opened.
     pub opened: f64,
     /// Connections open now.
@@ -134,6 +156,10 @@ impl Golden {
     /// Adds samples that `wanted` accepts.
     pub fn add(&mut self, samples: &[Sample], wanted: impl Fn(&Sample) -> bool) {
         for sample in samples.iter().filter(|s| wanted(s)) {
+            if sample.label("route_name") == "probe" && sample.label("route_kind") == "default" {
+                self.probes += if sample.name == "response_total" { sample.value } else { 0.0 };
+                continue;
+            }
             // A connection has two ends; the one on the mesh's side is `src` of what comes in, `dst` of what goes out.
             let far_end = match sample.label("direction") {
                 "inbound" => sample.label("peer") == "src",
@@ -185,6 +211,7 @@ impl Golden {
                 .collect(),
             secured: grown(self.secured, earlier.secured),
             carried: grown(self.carried, earlier.carried),
+            probes: grown(self.probes, earlier.probes),
             opened: grown(self.opened, earlier.opened),
             open: self.open,
             read: grown(self.read, earlier.read),
@@ -198,6 +225,7 @@ impl Golden {
         self.failure += other.failure;
         self.secured += other.secured;
         self.carried += other.carried;
+        self.probes += other.probes;
         self.opened += other.opened;
         self.open += other.open;
         self.read += other.read;
@@ -217,9 +245,15 @@ impl Golden {
         (self.responses() > 0.0).then(|| self.success / self.responses())
     }
 
-    /// Share of requests and connections with mTLS.
+    /// Share of requests and connections with mTLS. Each health check came on a plain connection of its own.
     pub fn secured_share(&self) -> Option<f64> {
-        (self.carried > 0.0).then(|| self.secured / self.carried)
+        let carried = (self.carried - self.probes).max(self.secured);
+        (carried > 0.0).then(|| self.secured / carried)
+    }
+
+    /// True when anything but health checks was counted.
+    pub fn is_used(&self) -> bool {
+        self.responses() > 0.0 || self.opened > self.probes
     }
 
     /// A quantile (0 to 1) in milliseconds, interpolated within its bucket as Prometheus does.
@@ -292,6 +326,47 @@ nonsense{
         let (before, after) = (inbound(TEXT), inbound(&TEXT.replace("} 90\nresponse_total", "} 5\nresponse_total")));
         assert_eq!(after.since(&before).success, 5.0);
         assert_eq!(after.since(&before).failure, 0.0);
+    }
+
+    #[test]
+    fn series_are_compared_one_by_one() {
+        let one = |text: &str| parse(text);
+        let before = one("a_total{x=\"1\"} 10\na_total{x=\"2\"} 5\nopen{x=\"1\"} 3\n");
+        let after = one("a_total{x=\"2\"} 9\na_total{x=\"3\"} 2\nopen{x=\"1\"} 1\n");
+        let values: Vec<f64> = difference(&before, &after).iter().map(|sample| sample.value).collect();
+        // The first series was forgotten while idle: it must not look like a restart of all.
+        assert_eq!(values, [4.0, 2.0, 1.0]);
+        assert_eq!(difference(&after, &one("a_total{x=\"2\"} 4\n"))[0].value, 4.0);
+    }
+
+    #[test]
+    fn health_checks_are_not_traffic() {
+        let probes = "response_total{direction=\"inbound\",route_kind=\"default\",route_name=\"probe\",tls=\"no_identity\"} 30\n\
+                      tcp_open_total{direction=\"inbound\",peer=\"src\",tls=\"no_identity\"} 30\n";
+        assert!(!inbound(probes).is_used());
+        assert_eq!(inbound(probes).secured_share(), None);
+        let text =
+            format!("{probes}response_total{{direction=\"inbound\",classification=\"success\",tls=\"true\"}} 8\n");
+        assert_eq!((inbound(&text).responses(), inbound(&text).secured_share()), (8.0, Some(1.0)));
+    }
+
+    #[tokio::test]
+    async fn a_page_is_fetched_over_any_connection() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let serve = |answer: &'static str| {
+            let (ours, mut theirs) = tokio::io::duplex(4096);
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                let read = theirs.read(&mut request).await.unwrap();
+                assert!(request[..read].starts_with(b"GET /metrics HTTP/1.1\r\n"));
+                theirs.write_all(answer.as_bytes()).await.unwrap();
+            });
+            ours
+        };
+        let fine = serve("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\na 1\n");
+        assert_eq!(fetch(fine, "/metrics").await.as_deref(), Ok("a 1\n"));
+        let refused = serve("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(fetch(refused, "/metrics").await, Err("404 Not Found".into()));
     }
 
     proptest! {

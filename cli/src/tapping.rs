@@ -3,10 +3,12 @@
 
 use crate::demo::app;
 use crate::error::{CommandError, Result, causes};
-use crate::registry;
+use crate::fan;
+use crate::place::{Io, Place, Port, Workload};
+use crate::resource::{self, Resource};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{StreamExt, future};
-use gossamer_api::wire::mesh::WorkloadInfo;
+use hyper_util::rt::TokioIo;
 use linkerd2_proxy_api::http_types::{HttpMethod, Scheme, http_method, scheme};
 use linkerd2_proxy_api::net::{TcpAddress, ip_address::Ip};
 use linkerd2_proxy_api::tap::observe_request::r#match::http::string_match;
@@ -16,14 +18,19 @@ use linkerd2_proxy_api::tap::tap_client::TapClient;
 use linkerd2_proxy_api::tap::{ObserveRequest, TapEvent};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio_stream::Stream;
+use tonic::transport::{Channel, Endpoint};
 
 /// Which requests.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Filter {
-    /// Only to this service
-    #[arg(long, value_name = "SERVICE")]
+    /// Only to this service or workload: api, api.shop, deploy/api
+    #[arg(long, value_name = "RESOURCE")]
     pub to: Option<String>,
+    /// The namespace of --to
+    #[arg(long, value_name = "NAMESPACE", requires = "to")]
+    pub to_namespace: Option<String>,
     /// Only this method
     #[arg(long)]
     pub method: Option<String>,
@@ -45,51 +52,57 @@ pub struct Filter {
 pub type Event = (usize, TapEvent);
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
-/// Opens a tap on every workload's proxy. The error says why none could be opened.
-pub async fn open(workloads: &[WorkloadInfo], filter: &Filter, headers: bool) -> Result<SelectAll<Events>> {
-    let request = filter.request(headers);
-    let opened = future::join_all(workloads.iter().enumerate().filter(|(_, w)| w.meshed).map(|(index, workload)| {
-        let mut request = tonic::Request::new(request.clone());
-        let max = filter.max_rps;
+/// Opens a tap on every workload's proxy. Who can't be tapped is told on standard error; the error says why none can.
+pub async fn open(place: &Place, workloads: &[Workload], filter: &Filter, headers: bool) -> Result<SelectAll<Events>> {
+    let observe = filter.request(headers)?;
+    let meshed: Vec<(usize, &Workload)> = workloads.iter().enumerate().filter(|(_, w)| w.meshed).collect();
+    if meshed.is_empty() {
+        return Err(place.no_proxy(None));
+    }
+    let opened = fan::out("proxies", &meshed, |_, &(index, workload)| {
+        let mut request = tonic::Request::new(observe.clone());
         async move {
-            request.metadata_mut().insert(gossamer_proxy::tap::MAX_RPS, max.into());
-            let channel = registry::unix_channel(workload.tap.clone().into()).await;
-            let channel = channel.map_err(|error| format!("{}: {}", workload.replica, causes(&error)))?;
+            request.metadata_mut().insert(gossamer_proxy::tap::MAX_RPS, filter.max_rps.into());
+            let channel = channel(place.dial(workload, Port::Tap).await?).await.map_err(|error| causes(&error))?;
             let answer = TapClient::new(channel).observe(request).await;
-            let stream = answer.map_err(|status| format!("{}: {}", workload.replica, status.message()))?.into_inner();
+            let stream = answer.map_err(|status| status.message().to_string())?.into_inner();
             let events = stream.filter_map(|event| future::ready(event.ok())).map(move |event| (index, event));
             Ok::<Events, String>(events.boxed())
         }
-    }))
+    })
     .await;
-    let mut why = String::from("no workload has a proxy");
-    let mut streams = Vec::new();
-    for one in opened {
-        match one {
-            Ok(stream) => streams.push(stream),
-            Err(error) => why = error,
-        }
+    if opened.iter().all(Result::is_err) {
+        let why = opened.iter().find_map(|one| one.as_ref().err().cloned()).unwrap_or_default();
+        return Err(CommandError::failed(format!("nothing can be tapped: {why}"))
+            .hint("`meshctl check` says whether the proxies answer"));
     }
-    if streams.is_empty() {
-        return Err(CommandError::failed(format!("nothing can be tapped: {why}")));
-    }
-    Ok(select_all(streams))
+    fan::warn("proxies", meshed.iter().map(|(_, workload)| workload.full_name()), &opened);
+    Ok(select_all(opened.into_iter().flatten()))
+}
+
+/// gRPC over a connection that is there. Once it is gone, so is the channel.
+pub async fn channel(io: impl Io + 'static) -> Result<Channel, tonic::transport::Error> {
+    let io = Arc::new(Mutex::new(Some(io)));
+    let connect = tower::service_fn(move |_: ::http::Uri| {
+        let taken = io.lock().unwrap_or_else(PoisonError::into_inner).take();
+        future::ready(taken.map(TokioIo::new).ok_or_else(|| std::io::Error::other("the connection has ended")))
+    });
+    // The address is not used.
+    Endpoint::from_static("http://mesh").connect_with_connector(connect).await
 }
 
 impl Filter {
-    fn request(&self, headers: bool) -> ObserveRequest {
+    fn request(&self, headers: bool) -> Result<ObserveRequest> {
         let http = |one| Match { r#match: Some(r#match::Match::Http(Http { r#match: Some(one) })) };
         let text = |one| http::StringMatch { r#match: Some(one) };
         let exact = |text_: &String| text(string_match::Match::Exact(text_.clone()));
         let mut matches = Vec::new();
-        if let Some(service) = &self.to {
-            let (name, namespace) = service.split_once('.').unwrap_or((service, ""));
-            let label = |key: &str, value: &str| {
-                let label = r#match::Label { key: key.into(), value: value.into() };
+        if let Some(to) = &self.to {
+            let labels = destination(&resource::one(to)?, self.to_namespace.as_deref())?;
+            matches.extend(labels.into_iter().map(|(key, value)| {
+                let label = r#match::Label { key, value };
                 Match { r#match: Some(r#match::Match::DestinationLabel(label)) }
-            };
-            matches.push(label("service", name));
-            matches.extend((!namespace.is_empty()).then(|| label("namespace", namespace)));
+            }));
         }
         matches.extend(self.method.as_ref().map(|m| http(http::Match::Method(method_of(m)))));
         matches.extend(self.authority.as_ref().map(|a| http(http::Match::Authority(exact(a)))));
@@ -97,12 +110,31 @@ impl Filter {
         matches.extend(self.path.as_ref().map(|path| http(http::Match::Path(prefix(path)))));
         matches.extend(self.scheme.as_ref().map(|s| http(http::Match::Scheme(scheme_of(s)))));
         let extract = extract::Http { extract: Some(extract::http::Extract::Headers(Default::default())) };
-        ObserveRequest {
+        Ok(ObserveRequest {
             limit: u32::MAX,
             r#match: Some(Match { r#match: Some(r#match::Match::All(Seq { matches })) }),
             extract: headers.then_some(Extract { extract: Some(extract::Extract::Http(extract)) }),
-        }
+        })
     }
+}
+
+/// The labels that discovery gives a destination, and that a tap matches.
+fn destination(to: &Resource, namespace: Option<&str>) -> Result<Vec<(String, String)>> {
+    let kind = if to.kind.is_empty() { "service" } else { to.kind };
+    if to.name.is_empty() || matches!(kind, "route" | "cronjob") {
+        return Err(CommandError::usage(format!("--to {to}: a service or a workload is needed"))
+            .hint("for example --to svc/api or --to deploy/api"));
+    }
+    // A pod's name may have dots, a service's has none.
+    let (name, of_name) = match to.name.split_once('.') {
+        Some((name, namespace)) if kind == "service" => (name, Some(namespace)),
+        _ => (to.name.as_str(), None),
+    };
+    let mut labels = vec![(kind.to_string(), name.to_string())];
+    if let Some(namespace) = of_name.or(namespace).filter(|_| kind != "namespace") {
+        labels.push(("namespace".into(), namespace.into()));
+    }
+    Ok(labels)
 }
 
 fn method_of(name: &str) -> HttpMethod {
@@ -155,4 +187,22 @@ pub fn micros(duration: &Option<prost_types::Duration>) -> u64 {
 /// `--duration` of the commands that tap.
 pub fn limit(text: &str) -> Result<std::time::Duration, String> {
     app::duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_matched_by_the_labels_of_discovery() {
+        let labels = |to: &str, namespace| {
+            let found = destination(&resource::one(to).unwrap(), namespace).unwrap();
+            found.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()
+        };
+        assert_eq!(labels("api", None), ["service=api"]);
+        assert_eq!(labels("api.shop", None), ["service=api", "namespace=shop"]);
+        assert_eq!(labels("deploy/api", Some("shop")), ["deployment=api", "namespace=shop"]);
+        assert_eq!(labels("ns/shop", None), ["namespace=shop"]);
+        assert!(destination(&resource::one("deploy").unwrap(), None).is_err());
+    }
 }

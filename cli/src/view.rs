@@ -10,8 +10,12 @@ use std::time::Duration;
 pub struct Row {
     /// Empty where there is only one.
     pub namespace: String,
+    /// `deployment`, `pod`...; empty for a service on this machine.
+    pub kind: String,
     /// The service, or its replica.
     pub name: String,
+    /// What the table calls it; empty: its name.
+    pub shown: String,
     /// Replicas with a proxy that answered.
     pub meshed: usize,
     /// All replicas.
@@ -41,7 +45,7 @@ impl Row {
         let secured_colour = if secured.is_some_and(|s| s < 1.0) { "33" } else { "32" };
         let dash_or = |text: String, colour: &str| if text == "-" { text } else { paint(text, colour) };
         let mut cells = vec![
-            paint(&self.name, "1"),
+            paint(if self.shown.is_empty() { &self.name } else { &self.shown }, "1"),
             format!("{}/{}", self.meshed, self.replicas),
             dash_or(percent(success), success_colour),
             rps,
@@ -63,6 +67,7 @@ impl Row {
         let g = &self.golden;
         json!({
             "namespace": self.namespace,
+            "kind": self.kind,
             "meshed": self.meshed,
             "replicas": self.replicas,
             "window_seconds": self.window.as_secs_f64(),

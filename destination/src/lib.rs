@@ -1,14 +1,17 @@
 //! Tells proxies where services are and how to reach them.
 //!
-//! [`index`] is what is known, [`registry`] who tells and who asks, [`file`] and [`standalone`] are sources, [`serve`]
-//! speaks to proxies, [`run`] puts them together.
+//! [`index`] is what is known, [`registry`] who tells and who asks, [`watch`], [`file`] and [`standalone`] are sources,
+//! [`serve`] speaks to proxies, [`run`] puts them together, [`command`] makes a process of it.
 
+pub mod admit;
+pub mod command;
 pub mod file;
 pub mod index;
 pub mod pool;
 pub mod registry;
 pub mod serve;
 pub mod standalone;
+pub mod watch;
 
 use gossamer_api::process::grpc::{self, ServerTls};
 use gossamer_api::process::stop::Stop;

@@ -13,6 +13,7 @@ use gossamer_api::endpoint::{Endpoint, EndpointUpdate};
 use gossamer_api::kubernetes::{Key, Name, Object};
 use gossamer_api::policy::{OutboundPolicy, Target};
 use gossamer_api::wire;
+use gossamer_api::wire::mesh::ExtensionSet;
 use linkerd2_proxy_api::destination as proto;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -47,6 +48,8 @@ pub enum Change {
 pub enum Query {
     /// How requests to a target are treated.
     Outbound(Target, Source),
+    /// What of that Linkerd's API cannot carry.
+    Extensions(Target, Source),
     /// The endpoints of a service's port, or one pod of them.
     Endpoints(Name, u16, Option<String>, Source),
     /// What older proxies want to know of a target.
@@ -107,6 +110,7 @@ struct Watched {
 enum Value {
     Missing,
     Outbound(Box<OutboundPolicy>),
+    Extensions(ExtensionSet),
     Server(Box<Server>),
     Profile(Box<Profile>),
     Endpoints(EndpointSet),
@@ -295,10 +299,11 @@ impl State {
 impl Query {
     fn ask(&self, index: &Index) -> Value {
         match self {
-            Query::Outbound(target, source) => index
-                .resolve(target, &source.namespace)
-                .and_then(|asked| index.outbound(&asked, source))
-                .map_or(Value::Missing, |policy| Value::Outbound(Box::new(policy))),
+            Query::Outbound(target, source) => {
+                outbound(index, target, source).map_or(Value::Missing, |policy| Value::Outbound(Box::new(policy)))
+            }
+            Query::Extensions(target, source) => outbound(index, target, source)
+                .map_or(Value::Missing, |policy| Value::Extensions(wire::extensions_to_proto(&policy))),
             Query::Endpoints(service, port, instance, source) => {
                 Value::Endpoints(index.endpoints(service, *port, instance.as_deref(), source))
             }
@@ -322,7 +327,7 @@ impl Query {
         match self {
             Query::Endpoints(service, ..) => Subject::Endpoints(service.clone()),
             Query::Server(workload, _) => Subject::Workload(workload.clone()),
-            Query::Outbound(target, source) | Query::Profile(target, source) => {
+            Query::Outbound(target, source) | Query::Extensions(target, source) | Query::Profile(target, source) => {
                 match (target, index.resolve(target, &source.namespace)) {
                     (Target::Addr(addr), _) => Subject::Address(addr.ip()),
                     (_, Some(Asked::Service(service, _) | Asked::Instance(service, ..))) => Subject::Service(service),
@@ -338,10 +343,15 @@ impl Query {
     }
 }
 
+fn outbound(index: &Index, target: &Target, source: &Source) -> Option<OutboundPolicy> {
+    index.outbound(&index.resolve(target, &source.namespace)?, source)
+}
+
 fn encode(value: &Value, before: &Answer) -> Answer {
     match value {
         Value::Missing => Answer::Missing,
         Value::Outbound(policy) => Answer::Message(bytes(&wire::outbound_policy_to_proto(policy))),
+        Value::Extensions(set) => Answer::Message(bytes(set)),
         Value::Server(server) => Answer::Message(bytes(&wire::server_to_proto(server))),
         Value::Profile(profile) => Answer::Message(bytes(&profile_to_proto(profile))),
         Value::Endpoints(set) => {

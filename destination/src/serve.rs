@@ -1,4 +1,4 @@
-//! The three services of Linkerd's proxy API, as streams of what the registry knows.
+//! The three services of Linkerd's proxy API and our extensions to it, as streams of what the registry knows.
 //!
 //! Messages are encoded once per change and shared by all streams, so the services are written here instead of taken from
 //! the generated code, which would encode for each. A stream holds its subscription and the last set that it sent.
@@ -11,7 +11,7 @@ use gossamer_api::kubernetes::Name;
 use gossamer_api::policy::Target;
 use gossamer_api::process::grpc::PeerIdentity;
 use gossamer_api::process::stop::Stop;
-use gossamer_api::wire;
+use gossamer_api::wire::{self, mesh};
 use gossamer_api::workload::Workload;
 use linkerd2_proxy_api::{destination, inbound, outbound};
 use prost::Message;
@@ -41,10 +41,13 @@ pub struct State {
     pub stop: Stop,
 }
 
-/// `Destination`, `OutboundPolicies` and `InboundServerPolicies`.
+/// `Destination`, `OutboundPolicies`, `InboundServerPolicies` and our `Extensions`.
 pub fn services(state: State) -> Routes {
     let state = Arc::new(state);
-    Routes::new(Destination(state.clone())).add_service(Outbound(state.clone())).add_service(Inbound(state))
+    Routes::new(Destination(state.clone()))
+        .add_service(Outbound(state.clone()))
+        .add_service(Inbound(state.clone()))
+        .add_service(Extensions(state))
 }
 
 /// Where endpoints and profiles are asked for.
@@ -58,6 +61,10 @@ struct Outbound(Arc<State>);
 /// Where inbound policies are asked for.
 #[derive(Clone)]
 struct Inbound(Arc<State>);
+
+/// Where is asked for what Linkerd's API cannot carry.
+#[derive(Clone)]
+struct Extensions(Arc<State>);
 
 // ---- questions -----------------------------------------------------------------------------------------------------
 
@@ -108,6 +115,16 @@ impl State {
         self.check(peer.as_ref(), &workload)?;
         let source = self.source_for(&target, &workload);
         Ok(self.registry.subscribe(Query::Outbound(target, source)))
+    }
+
+    fn extensions(&self, from: Request<mesh::WatchExtensions>) -> Result<Subscription, Status> {
+        let peer = peer_of(&from);
+        let (workload, target) = wire::watch_extensions_from_proto(from.into_inner())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let workload = workload_of(&workload);
+        self.check(peer.as_ref(), &workload)?;
+        let source = self.source_for(&target, &workload);
+        Ok(self.registry.subscribe(Query::Extensions(target, source)))
     }
 
     fn inbound(&self, from: Request<inbound::PortSpec>) -> Result<Subscription, Status> {
@@ -300,6 +317,9 @@ service!(Outbound, "io.linkerd.proxy.outbound.OutboundPolicies", |state, request
 service!(Inbound, "io.linkerd.proxy.inbound.InboundServerPolicies", |state, request| {
     "GetPort" => unary(Ask(state, State::inbound), request),
     "WatchPort" => streaming(Ask(state, State::inbound), request),
+});
+service!(Extensions, "gossamer.v1.Extensions", |state, request| {
+    "Watch" => streaming(Ask(state, State::extensions), request),
 });
 
 /// Reads questions, writes what is encoded already.

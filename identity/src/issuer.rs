@@ -53,7 +53,9 @@ impl Issuer {
         let Some(issuer) = chain.first().cloned() else {
             return Err(fail("issuer: there is no certificate below the trust anchors".to_owned()));
         };
-        let key = KeyPair::from_pem(key_pem).map_err(|error| fail(format!("issuer key: {error}")))?;
+        // Alone: what openssl writes has parameters before it.
+        let key_pem = private_key_pem(key_pem).ok_or_else(|| fail("issuer key: there is none".to_owned()))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| fail(format!("issuer key: {error}")))?;
         let not_after = ends_of(&chain, &anchors)?;
         if now >= not_after {
             return Err(fail(format!("issuer: it (or an authority above it) expired at {}", rfc3339(not_after))));
@@ -105,6 +107,11 @@ impl Issuer {
     /// The issuer's certificate, then those between it and the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
+    }
+
+    /// [`tls::fingerprint`] of the issuer's certificate.
+    pub fn fingerprint(&self) -> String {
+        self.chain.first().map(|issuer| tls::fingerprint(issuer)).unwrap_or_default()
     }
 
     /// Whom those trust that this issuer serves.

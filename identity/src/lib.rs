@@ -1,12 +1,15 @@
 //! Signs the certificates of workloads.
 //!
 //! Read in this order: [`service`] (what is asked and answered), [`token`] (who asks), [`csr`] (what may be asked for),
-//! [`issuer`] (what is signed), [`state`] (keys on disk, rotation), [`limit`], [`refusal`], [`metrics`].
+//! [`issuer`] (what is signed), [`state`] (keys on disk, rotation), [`kubernetes`] (keys and tokens of a cluster),
+//! [`limit`], [`refusal`], [`metrics`].
 //!
-//! [`run`] is the whole process; [`Authority::start`] is for a process that embeds it.
+//! [`command`] is the whole process; [`Authority::start`] is for a process that embeds it.
 
+pub mod command;
 pub mod csr;
 pub mod issuer;
+pub mod kubernetes;
 pub mod limit;
 pub mod metrics;
 pub mod refusal;
@@ -100,20 +103,17 @@ impl Authority {
 
     /// Serves on `listener` until the process stops.
     pub async fn serve(&self, config: &Config, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
-        let credentials = self.service.keep_issued(config.server_identity()?)?;
-        // Optional: a workload asks for its first certificate without one.
-        let tls = ServerTls { credentials, auth: ClientAuth::Optional };
-        grpc::serve(self.service.add_to(Routes::default()), listener, Some(tls), stop).await;
-        Ok(())
+        serve(&self.service, config.server_identity()?, listener, stop).await
     }
 }
 
-/// Runs the authority as a process of its own, until `stop`.
-pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
-    let authority = Authority::start(&config, &stop)?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    tracing::info!(address = %config.listen, identity = %config.server_identity()?, "issuing certificates");
-    authority.serve(&config, listener, stop).await
+/// Serves on `listener` as `identity` until the process stops.
+async fn serve(service: &Service, identity: Identity, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
+    let credentials = service.keep_issued(identity)?;
+    // Optional: a workload asks for its first certificate without one.
+    let tls = ServerTls { credentials, auth: ClientAuth::Optional };
+    grpc::serve(service.add_to(Routes::default()), listener, Some(tls), stop).await;
+    Ok(())
 }
 
 /// Takes over what changes in the files; what can't be used is told, and the last good issuer stays.

@@ -4,6 +4,9 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use gossamer_api::process::tls;
+
+use crate::issuer::Issuer;
 use crate::refusal::{REASONS, Refusal};
 
 /// Counters.
@@ -25,18 +28,26 @@ impl Metrics {
     }
 
     /// Prometheus text; `issuer_cert_ttl_seconds` is what Linkerd's alerts look at.
-    pub fn text(&self, issuer_ends: SystemTime, anchors: usize, now: SystemTime) -> String {
+    pub fn text(&self, issuer: &Issuer, now: SystemTime) -> String {
         let mut text = String::new();
         let mut one = |name: &str, kind: &str, help: &str, value: u64| {
             // Writing into a String can't fail.
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         };
-        let ends = issuer_ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let left = issuer_ends.duration_since(now).unwrap_or_default().as_secs();
+        let ends = issuer.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let left = issuer.not_after().duration_since(now).unwrap_or_default().as_secs();
         one("identity_certificates_issued_total", "counter", "Certificates issued.", self.issued.load(Relaxed));
-        one("identity_trust_anchors", "gauge", "Roots that are trusted.", anchors as u64);
+        one("identity_trust_anchors", "gauge", "Roots that are trusted.", issuer.anchors().certificates().len() as u64);
         one("identity_issuer_expiry_timestamp_seconds", "gauge", "When the issuer can't sign any more.", ends);
         one("issuer_cert_ttl_seconds", "gauge", "How long the issuer can still sign.", left);
+        let name = "identity_issuer_info";
+        let _ = write!(text, "# HELP {name} The issuer, by SHA-256 of its certificate.\n# TYPE {name} gauge\n");
+        let _ = writeln!(text, "{name}{{fingerprint=\"{}\"}} 1", issuer.fingerprint());
+        let name = "identity_trust_anchor_info";
+        let _ = write!(text, "# HELP {name} The roots that are trusted, by SHA-256.\n# TYPE {name} gauge\n");
+        for anchor in issuer.anchors().certificates() {
+            let _ = writeln!(text, "{name}{{fingerprint=\"{}\"}} 1", tls::fingerprint(anchor));
+        }
         let name = "identity_certificates_refused_total";
         let _ = write!(text, "# HELP {name} Certificates refused, by reason.\n# TYPE {name} counter\n");
         for (reason, count) in REASONS.iter().zip(&self.refused) {

@@ -23,6 +23,12 @@ pub enum Refusal {
     /// Issued, and too old by now.
     #[error("the token has expired")]
     ExpiredToken,
+    /// Kubernetes knows it not, or it is for another audience, or it has ended; its own words.
+    #[error("Kubernetes refused the token: {0}")]
+    TokenRefused(String),
+    /// Kubernetes could not be asked.
+    #[error("Kubernetes can't check the token now: {0}")]
+    ReviewUnavailable(String),
     /// A good token, for someone else. Whom is not told.
     #[error("the token is not {0}'s")]
     OthersToken(Identity),
@@ -75,6 +81,8 @@ impl Refusal {
             Refusal::CsrName(_) => 9,
             Refusal::RateLimited(_) => 10,
             Refusal::Issuer(_) => 11,
+            Refusal::TokenRefused(_) => 12,
+            Refusal::ReviewUnavailable(_) => 13,
         }
     }
 
@@ -82,18 +90,20 @@ impl Refusal {
     pub fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Refusal::UnknownToken | Refusal::ExpiredToken | Refusal::OthersToken(_) | Refusal::CsrName(_) => {
-                Status::permission_denied(text)
-            }
+            Refusal::UnknownToken
+            | Refusal::ExpiredToken
+            | Refusal::TokenRefused(_)
+            | Refusal::OthersToken(_)
+            | Refusal::CsrName(_) => Status::permission_denied(text),
             Refusal::RateLimited(_) => Status::resource_exhausted(text),
-            Refusal::Issuer(_) => Status::unavailable(text),
+            Refusal::Issuer(_) | Refusal::ReviewUnavailable(_) => Status::unavailable(text),
             _ => Status::invalid_argument(text),
         }
     }
 }
 
 /// Every short reason.
-pub const REASONS: [&str; 12] = [
+pub const REASONS: [&str; 14] = [
     "bad_identity",
     "foreign_identity",
     "unknown_token",
@@ -106,4 +116,6 @@ pub const REASONS: [&str; 12] = [
     "csr_name",
     "rate_limited",
     "issuer",
+    "token_refused",
+    "review_unavailable",
 ];

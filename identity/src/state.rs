@@ -229,7 +229,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 /// A bundle: a file, or a folder's `*.pem` and `*.crt` in the order of their names.
-fn read_bundle(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn read_bundle(path: &Path) -> anyhow::Result<String> {
     if !path.is_dir() {
         return read(path);
     }

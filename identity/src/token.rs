@@ -1,7 +1,8 @@
 //! Who asks: a token proves exactly one identity.
 //!
 //! On a plain machine that is a join token: 256 random bits, handed to one workload and kept here only as a hash, so
-//! that neither a look-up's timing nor a dump of this process gives one away. Kubernetes' TokenReview comes beside it.
+//! that neither a look-up's timing nor a dump of this process gives one away. In Kubernetes it is a service account's
+//! token, which `kubernetes/review.rs` has checked.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use gossamer_api::workload::Identity;
 
+use crate::kubernetes::review::TokenReviews;
 use crate::refusal::Refusal;
 
 /// How tokens are checked.
@@ -16,13 +18,34 @@ use crate::refusal::Refusal;
 pub enum TokenCheck {
     /// Against those that this process issued.
     JoinTokens(JoinTokens),
+    /// By Kubernetes.
+    Review(TokenReviews),
+}
+
+/// Who presented a token, as far as it proves that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its identity.
+    pub identity: Identity,
+    /// The pod that the token is bound to.
+    pub pod: Option<Pod>,
+}
+
+/// A pod of Kubernetes, in the namespace of its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
 }
 
 impl TokenCheck {
-    /// Ok if `token` is `identity`'s.
-    pub async fn check(&self, token: &[u8], identity: &Identity) -> Result<(), Refusal> {
+    /// Whose token it is.
+    pub async fn check(&self, token: &[u8]) -> Result<Caller, Refusal> {
         match self {
-            TokenCheck::JoinTokens(tokens) => tokens.check(token, identity, SystemTime::now()),
+            TokenCheck::JoinTokens(tokens) => tokens.check(token, SystemTime::now()),
+            TokenCheck::Review(reviews) => reviews.check(token).await,
         }
     }
 }
@@ -107,7 +130,7 @@ impl JoinTokens {
         self.len() == 0
     }
 
-    fn check(&self, token: &[u8], identity: &Identity, now: SystemTime) -> Result<(), Refusal> {
+    fn check(&self, token: &[u8], now: SystemTime) -> Result<Caller, Refusal> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Refusal::UnknownToken);
         }
@@ -118,10 +141,7 @@ impl JoinTokens {
         if bound.expires.is_some_and(|end| now >= end) {
             return Err(Refusal::ExpiredToken);
         }
-        match bound.identity == *identity {
-            true => Ok(()),
-            false => Err(Refusal::OthersToken(identity.clone())),
-        }
+        Ok(Caller { identity: bound.identity.clone(), pod: None })
     }
 }
 
@@ -174,7 +194,7 @@ fn hash(secret: &[u8]) -> Hash {
 /// Far more workloads than one machine runs.
 const MAX_TOKENS: usize = 100_000;
 /// A service-account token has about 1 KiB.
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -191,14 +211,14 @@ mod tests {
         let token = tokens.issue(&id("web"), None).unwrap();
         let secret = token.secret().to_owned();
         assert_eq!(secret.len(), 64);
-        assert_eq!(tokens.check(format!("{secret}\n").as_bytes(), &id("web"), now), Ok(()));
-        assert_eq!(tokens.check(secret.as_bytes(), &id("api"), now), Err(Refusal::OthersToken(id("api"))));
+        let web = Caller { identity: id("web"), pod: None };
+        assert_eq!(tokens.check(format!("{secret}\n").as_bytes(), now), Ok(web));
         for wrong in ["", &secret[1..], &"x".repeat(MAX_TOKEN_BYTES + 1)] {
-            assert_eq!(tokens.check(wrong.as_bytes(), &id("web"), now), Err(Refusal::UnknownToken));
+            assert_eq!(tokens.check(wrong.as_bytes(), now), Err(Refusal::UnknownToken));
         }
         assert!(!format!("{tokens:?} {token:?}").contains(&secret));
         drop(token);
-        assert_eq!(tokens.check(secret.as_bytes(), &id("web"), now), Err(Refusal::UnknownToken));
+        assert_eq!(tokens.check(secret.as_bytes(), now), Err(Refusal::UnknownToken));
         assert!(tokens.is_empty());
     }
 
@@ -207,9 +227,9 @@ mod tests {
         let tokens = JoinTokens::new();
         let secret = tokens.issue(&id("web"), Some(Duration::from_secs(60))).unwrap().keep();
         let now = SystemTime::now();
-        assert_eq!(tokens.check(secret.as_bytes(), &id("web"), now), Ok(()));
+        assert!(tokens.check(secret.as_bytes(), now).is_ok());
         let later = now + Duration::from_secs(61);
-        assert_eq!(tokens.check(secret.as_bytes(), &id("web"), later), Err(Refusal::ExpiredToken));
+        assert_eq!(tokens.check(secret.as_bytes(), later), Err(Refusal::ExpiredToken));
     }
 
     #[test]
@@ -217,7 +237,7 @@ mod tests {
         let tokens = JoinTokens::new();
         let secret = "s".repeat(40);
         assert_eq!(tokens.read(&format!("# vms\n\n{} {secret}\n", id("web"))).unwrap(), 1);
-        assert_eq!(tokens.check(secret.as_bytes(), &id("web"), SystemTime::now()), Ok(()));
+        assert_eq!(tokens.check(secret.as_bytes(), SystemTime::now()).map(|caller| caller.identity), Ok(id("web")));
         assert!(tokens.read(&id("web").to_string()).unwrap_err().to_string().contains("line 1"));
         assert!(tokens.read(&format!("{} short", id("web"))).unwrap_err().to_string().contains("32 characters"));
     }

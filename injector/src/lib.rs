@@ -1,4 +1,16 @@
 //! Puts the proxy into pods.
 //!
-//! Empty so far: the mesh runs on one machine, where `meshctl run` puts proxies beside workloads. This room is kept for
-//! the webhook and for `meshctl inject`.
+//! Read in this order: [`inject`] (a pod and what surrounds it in, additions or a reason to leave it alone out; pure),
+//! [`container`] (what is added), [`settings`] (annotations, checked); `meshctl inject` uses the same. Then [`webhook`]
+//! (what the API server asks), [`certs`] (what it is answered with), [`cluster`] (what is followed there), [`events`] (who
+//! is told), [`command`] (the process).
+
+pub mod certs;
+pub mod cluster;
+pub mod command;
+pub mod container;
+pub mod events;
+pub mod inject;
+pub mod metrics;
+pub mod settings;
+pub mod webhook;

@@ -1,5 +1,6 @@
 //! Settings as the proxy uses them: typed, checked once at start, never changed.
 
+use gossamer_api::defaults;
 use gossamer_api::settings::{InvalidSetting, Ports, Values};
 use gossamer_api::workload::{Identity, Workload};
 use ipnet::IpNet;
@@ -59,6 +60,8 @@ pub struct Config {
     pub redirect: bool,
     /// Mark on the proxy's own sockets; 0: none.
     pub mark: u32,
+    /// The user that the process becomes when it has set the redirection without a mark.
+    pub uid: u32,
     /// The identity service.
     pub identity: Option<Service>,
     /// The destination service.
@@ -113,12 +116,25 @@ impl Config {
 
     /// From texts.
     pub fn new(values: &Values) -> Result<Self, InvalidSetting> {
-        let service = |addr: &str, name: &str| -> Result<Option<Service>, InvalidSetting> {
-            let addr = values.text(addr);
-            let identity = values.optional(name)?;
+        let cluster = Cluster::new(values);
+        let service = |part: &str, port: u16| -> Result<Option<Service>, InvalidSetting> {
+            let addr = values.text(&format!("{part}-addr"));
+            let identity = values.optional(&format!("{part}-name"))?;
+            if addr.is_empty() && identity.is_none() {
+                return Ok(cluster.as_ref().and_then(|cluster| cluster.service(part, port)));
+            }
             Ok((!addr.is_empty()).then_some(Service { addr, identity }))
         };
-        let destination = service("destination-addr", "destination-name")?;
+        let destination = service("destination", defaults::DESTINATION_PORT)?;
+        let policy = service("policy", 0)?.or_else(|| destination.clone());
+        let token_file = match values.text("token-file") {
+            none if none.is_empty() && cluster.is_some() => PathBuf::from(defaults::TOKEN_DIR).join("token"),
+            path => path.into(),
+        };
+        let local_identity = match values.optional("local-identity")? {
+            None => cluster.as_ref().and_then(|cluster| cluster.workload(values)),
+            given => given,
+        };
         Ok(Config {
             outbound_listen: values.addresses("outbound-listen")?,
             inbound_listen: values.addresses("inbound-listen")?,
@@ -127,14 +143,19 @@ impl Config {
             forwards: values.parse_with("forward", forwards)?,
             redirect: values.either("redirect", "true", "false")?,
             mark: values.parse("socket-mark")?,
-            identity: service("identity-addr", "identity-name")?,
-            policy: service("policy-addr", "policy-name")?.or_else(|| destination.clone()),
+            uid: values.parse("uid")?,
+            identity: service("identity", defaults::IDENTITY_PORT)?,
+            policy,
             destination,
             trust_anchors: values.inline_or_file("trust-anchors", "-----BEGIN")?,
-            local_identity: values.optional("local-identity")?,
-            token_file: values.text("token-file").into(),
+            local_identity,
+            token_file,
             workload: values.parse_with("workload", |text| match text {
-                "" => Ok(Workload::default()),
+                "" => Ok(Workload {
+                    ns: values.text("namespace"),
+                    pod: values.text("pod"),
+                    node_name: values.text("node"),
+                }),
                 text => serde_json::from_str(text).map_err(|error| format!("; {error}")),
             })?,
             inbound_ips: values.list("inbound-ips")?,
@@ -181,6 +202,34 @@ impl Config {
     }
 }
 
+/// In a pod everything about the control plane follows from its namespace, so that pod objects stay small.
+struct Cluster {
+    control_namespace: String,
+    cluster_domain: String,
+    trust_domain: String,
+}
+
+impl Cluster {
+    fn new(values: &Values) -> Option<Self> {
+        let control_namespace = values.text("control-namespace");
+        let (cluster_domain, trust_domain) = (values.text("cluster-domain"), values.text("trust-domain"));
+        (!control_namespace.is_empty()).then_some(Cluster { control_namespace, cluster_domain, trust_domain })
+    }
+
+    /// One of the control plane's services. Policy is served with destination.
+    fn service(&self, part: &str, port: u16) -> Option<Service> {
+        let (namespace, domain) = (&self.control_namespace, &self.cluster_domain);
+        let name = (part != "policy").then(|| format!("gossamer-{part}"))?;
+        let identity = Identity::service_account(&name, namespace, namespace, &self.trust_domain).ok()?;
+        Some(Service { addr: format!("{name}.{namespace}.svc.{domain}:{port}"), identity: Some(identity) })
+    }
+
+    fn workload(&self, values: &Values) -> Option<Identity> {
+        let (account, namespace) = (values.text("service-account"), values.text("namespace"));
+        Identity::service_account(&account, &namespace, &self.control_namespace, &self.trust_domain).ok()
+    }
+}
+
 fn forwards(text: &str) -> Result<Vec<Forward>, String> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts
@@ -205,6 +254,32 @@ mod tests {
         assert_eq!(config.workers, 1);
         assert!(config.destination.is_none() && config.in_cluster("10.1.2.3".parse().unwrap()));
         assert!(config.is_own("127.0.0.1:4140".parse().unwrap()) && !config.is_own("10.0.0.1:4140".parse().unwrap()));
+    }
+
+    #[test]
+    fn in_a_pod_the_rest_follows_from_the_control_planes_namespace() {
+        let values = Values::from_lookup(|name| {
+            let value = match name {
+                "MESH_CONTROL_NAMESPACE" => "gossamer",
+                "MESH_TRUST_DOMAIN" => "example.org",
+                "MESH_NAMESPACE" => "demo",
+                "MESH_SERVICE_ACCOUNT" => "web",
+                "MESH_POD" => "web-0",
+                "MESH_NODE" => "n1",
+                _ => return None,
+            };
+            Some(value.to_string())
+        });
+        let config = Config::new(&values).unwrap();
+        let identity = config.identity.unwrap();
+        assert_eq!(identity.addr, "gossamer-identity.gossamer.svc.cluster.local:8080");
+        let name = "gossamer-identity.gossamer.serviceaccount.identity.gossamer.example.org";
+        assert_eq!(identity.identity.unwrap().as_str(), name);
+        assert_eq!(config.policy, config.destination);
+        assert_eq!(config.destination.unwrap().addr, "gossamer-destination.gossamer.svc.cluster.local:8086");
+        assert_eq!(config.local_identity.unwrap().as_str(), "web.demo.serviceaccount.identity.gossamer.example.org");
+        assert_eq!((config.workload.pod.as_str(), config.workload.node_name.as_str()), ("web-0", "n1"));
+        assert_eq!(config.token_file, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/token"));
     }
 
     #[test]

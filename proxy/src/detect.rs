@@ -44,6 +44,75 @@ pub fn detect(bytes: &[u8]) -> Option<Protocol> {
     http1(bytes)
 }
 
+/// Methods by which clients are known to begin: those registered with IANA and a few that proxies and caches made common.
+/// Source: IANA's Hypertext Transfer Protocol (HTTP) Method Registry.
+const METHODS: &[&str] = &[
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
+
+/// Of bytes that [`detect`] is undecided about: true when they begin as requests, prefaces or handshakes do, so that
+/// the rest is worth waiting for. A word that is no method may as well be all that the client wants to say.
+pub fn promising(bytes: &[u8]) -> bool {
+    if bytes.first() == Some(&0x16) {
+        return true;
+    }
+    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    let (word, target) = line.split_at(line.iter().position(|byte| *byte == b' ').unwrap_or(line.len()));
+    match target {
+        [] => !bytes.is_empty() && METHODS.iter().any(|method| method.as_bytes().starts_with(word)),
+        // Whatever the method: a path or a whole URI follows.
+        [_, b'/', ..] => true,
+        [_, rest @ ..] => {
+            let uri = &rest[..rest.len().min(4)];
+            (!uri.is_empty() && b"http".starts_with(uri)) || METHODS.iter().any(|method| method.as_bytes() == word)
+        }
+    }
+}
+
 /// `METHOD SP target SP HTTP/1.x CRLF`: only the method's form and the version count.
 fn http1(bytes: &[u8]) -> Option<Protocol> {
     // One empty line before the request is tolerated (RFC 9112 section 2.2).
@@ -202,6 +271,18 @@ mod tests {
         check(b"*1\r\n$4\r\nPING\r\n", Some(Protocol::Opaque));
         check(&[b'A'; 64], Some(Protocol::Opaque));
         check(b"GET \x01", Some(Protocol::Opaque));
+    }
+
+    #[test]
+    fn the_beginning_of_a_request_or_a_handshake_is_worth_waiting_for() {
+        for bytes in
+            ["G", "GET", "GET ", "GET /ind", "PRI * HT", "\r\nPOST", "\r\n", "FOO /", "FOO http://x/", "\u{16}\u{3} "]
+        {
+            assert!(promising(bytes.as_bytes()) && detect(bytes.as_bytes()).is_none(), "{bytes:?}");
+        }
+        for bytes in ["", "EHLO", "HELO example", "HELO host", "hello", "SELECT x", "user", "\r"] {
+            assert!(!promising(bytes.as_bytes()), "{bytes:?}");
+        }
     }
 
     fn hello(sni: &str, padding: usize, record: usize) -> Vec<u8> {

@@ -45,6 +45,9 @@ pub enum Error {
     /// The route is broken; says how.
     #[error("invalid policy on {0}: {1}")]
     InvalidPolicy(String, String),
+    /// The route names something that the control plane has not told.
+    #[error("{0} needs extension {1:016x}, which the control plane has not told")]
+    Extension(String, u64),
     /// A rate limit is exhausted.
     #[error("rate limit of {0} exceeded")]
     RateLimited(String),
@@ -55,8 +58,8 @@ pub enum Error {
     #[error("{0} has no endpoints")]
     NoEndpoints(String),
     /// Endpoints exist, but none became usable in time.
-    #[error("no endpoint of {0} became ready within {1:?}")]
-    NotReady(String, Duration),
+    #[error("no endpoint of {0} became ready within {1:?}{2}")]
+    NotReady(String, Duration, LastRefusal),
     /// The control plane did not say what the target is.
     #[error("discovery of {0} failed: {1}")]
     Discovery(String, Arc<str>),
@@ -108,6 +111,16 @@ pub enum Error {
     ShuttingDown,
 }
 
+/// What the last endpoint that was tried said, if any was; printed after what it explains.
+#[derive(Clone, Debug, Default)]
+pub struct LastRefusal(pub Option<Arc<str>>);
+
+impl std::fmt::Display for LastRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |why| write!(f, "; {why}"))
+    }
+}
+
 /// Each reason code, what it means and what to do about it; `meshctl why CODE` prints it.
 pub const REASONS: &[(&str, &str, &str)] = &[
     (
@@ -132,6 +145,11 @@ pub const REASONS: &[(&str, &str, &str)] = &[
         "Check the port of the service, and egress policy.",
     ),
     ("invalid-policy", "A route or policy of the target is broken.", "Mend the object that the message names."),
+    (
+        "extension",
+        "The route rewrites requests, and the control plane has not told how, so they may not pass.",
+        "Check that the destination service is Gossamer's, answers, and is not older than this proxy.",
+    ),
     ("rate-limited", "The rate limit of the server is exhausted.", "Slow down, or raise the limit."),
     (
         "overloaded",
@@ -197,6 +215,7 @@ impl Error {
             Error::Denied { .. } => "denied",
             Error::Forbidden(_) => "forbidden",
             Error::InvalidPolicy(..) => "invalid-policy",
+            Error::Extension(..) => "extension",
             Error::RateLimited(_) => "rate-limited",
             Error::Overloaded(_) => "overloaded",
             Error::NoEndpoints(_) => "no-endpoints",
@@ -222,7 +241,7 @@ impl Error {
         match self {
             Error::Overloaded(name)
             | Error::NoEndpoints(name)
-            | Error::NotReady(name, _)
+            | Error::NotReady(name, ..)
             | Error::Discovery(name, _) => Some(name),
             _ => None,
         }
@@ -235,6 +254,14 @@ impl Error {
             Error::Upstream(_, engine::Error::Refused) => Again::Safe,
             Error::Upstream(..) => Again::IfIdempotent,
             _ => Again::Never,
+        }
+    }
+
+    /// The error of passing an endpoint's answer on: what HTTP cannot express is the endpoint's fault.
+    pub fn of_answer(endpoint: SocketAddr, error: engine::Error) -> Self {
+        match error {
+            engine::Error::Malformed(_) | engine::Error::HeadTooLarge => Error::Upstream(endpoint, error),
+            _ => Error::ClientGone,
         }
     }
 
@@ -251,6 +278,15 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_answer_is_not_the_clients_fault() {
+        let endpoint = "10.0.0.1:80".parse().unwrap();
+        let of = |error| Error::of_answer(endpoint, error).reason();
+        assert_eq!(of(engine::Error::Malformed("invalid status")), "upstream");
+        assert_eq!(of(engine::Error::Cancelled), "client-gone");
+        assert_eq!(Error::of_client(engine::Error::Malformed("x")).reason(), "bad-request");
+    }
 
     #[test]
     fn every_reason_is_explained_once() {

@@ -9,6 +9,7 @@ use crate::detect::{Protocol, detect};
 use crate::error::Error;
 use crate::metrics::Direction;
 use crate::net::{self, ReadAhead, Stream};
+use crate::patience::Patience;
 use crate::policy::authorize::{self, Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
 use crate::request::{Connection, Side, client_name, serve};
@@ -24,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// Serves a connection to one of the workload's ports, or to the proxy itself on behalf of one.
 pub async fn serve(shard: Rc<Shard>, mut io: TcpStream, client: SocketAddr) -> Lasting {
@@ -328,7 +329,7 @@ async fn dial(
             Ok(far)
         }
         Err(error) => {
-            pick.refused(tokio::time::Instant::now());
+            local.refused(&pick, &error, tokio::time::Instant::now());
             Err(error)
         }
     }
@@ -342,29 +343,27 @@ async fn first_bytes(
     first: &mut BytesMut,
 ) -> Result<Option<Protocol>, ()> {
     let opaque = shard.config.opaque_ports.contains(target.port());
+    let mut patience = Patience::new(shard.config.detect_patience);
     loop {
         match detect(first) {
             // Mesh TLS is recognized on every port; on an opaque one all else is bytes.
             Some(protocol @ Protocol::Tls(_)) => return Ok(Some(protocol)),
             Some(_) if opaque => return Ok(Some(Protocol::Opaque)),
             Some(protocol) => return Ok(Some(protocol)),
+            None if opaque && first.first().is_some_and(|byte| *byte != 0x16) => return Ok(Some(Protocol::Opaque)),
             None => {}
         }
         if first.is_empty() && shard.speaks_first(target) {
             return Ok(None);
         }
         first.reserve(2048);
-        match timeout(shard.config.detect_patience, io.read_buf(first)).await {
+        match timeout_at(patience.until(first), io.read_buf(first)).await {
             Ok(Ok(0)) if first.is_empty() => return Err(()),
             Ok(Ok(0)) => return Ok(Some(Protocol::Opaque)),
             Ok(Err(_)) => return Err(()),
             Ok(Ok(_)) if first.len() >= DETECT_BYTES => return Ok(Some(detect(first).unwrap_or(Protocol::Opaque))),
             Ok(Ok(_)) => {}
             Err(_) if first.is_empty() => return Ok(None),
-            // The rest of a ClientHello may be on its way over a slow link.
-            Err(_) if first[0] == 0x16 => {
-                return Ok(timeout(HANDSHAKE_TIMEOUT, whole_hello(io, first)).await.unwrap_or(Some(Protocol::Opaque)));
-            }
             Err(_) => return Ok(Some(Protocol::Opaque)),
         }
     }
@@ -385,6 +384,7 @@ async fn whole_hello(io: &mut TcpStream, first: &mut BytesMut) -> Option<Protoco
 
 /// What is spoken inside of TLS, or by a client of which some bytes were read.
 async fn inside(shard: &Shard, io: &mut Stream, first: &mut BytesMut) -> Spoken {
+    let mut patience = Patience::new(shard.config.detect_patience);
     loop {
         match detect(first) {
             Some(Protocol::Http1) => return Spoken::Http1,
@@ -393,7 +393,7 @@ async fn inside(shard: &Shard, io: &mut Stream, first: &mut BytesMut) -> Spoken 
             None => {}
         }
         first.reserve(2048);
-        match timeout(shard.config.detect_patience, io.read_buf(first)).await {
+        match timeout_at(patience.until(first), io.read_buf(first)).await {
             Ok(Ok(count)) if count > 0 && first.len() < DETECT_BYTES => {}
             Err(_) if first.is_empty() => return Spoken::Nothing,
             _ => return Spoken::Bytes,

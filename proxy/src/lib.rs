@@ -18,7 +18,10 @@ pub mod inbound;
 pub mod metrics;
 pub mod net;
 pub mod outbound;
+pub mod patience;
+pub mod pod;
 pub mod policy;
+pub mod privilege;
 pub mod record;
 pub mod redirect;
 pub mod request;
@@ -49,27 +52,22 @@ use tokio_util::task::TaskTracker;
 /// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
 pub fn main() -> i32 {
     without_huge_pages();
-    let config = match Config::from_env() {
-        Ok(config) => config,
+    with_config(serve)
+}
+
+/// Sets the redirection and ends: the separate init container, where the proxy itself never has a privilege.
+pub fn init() -> i32 {
+    with_config(|config| Ok(redirect(&config).apply()?))
+}
+
+fn with_config(main: impl FnOnce(Config) -> Result<()>) -> i32 {
+    let result = match Config::from_env() {
+        Ok(config) => main(config),
         Err(error) => {
             eprintln!("error: {error}");
             return 64;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: no runtime: {error}");
-            return 1;
-        }
-    };
-    let result = runtime.block_on(async {
-        let format = if config.log_json { Format::Json } else { Format::Plain };
-        let log = log::init(format, &config.log_level)?;
-        let stop = Stop::new();
-        stop.on_signals().context("signal handlers")?;
-        run(config, log, stop).await
-    });
     match result {
         Ok(()) => 0,
         Err(error) => {
@@ -97,20 +95,36 @@ fn without_huge_pages() {
     }
 }
 
-/// Runs the proxy until `stop`, then drains. The calling runtime becomes the control thread.
-///
-/// Errors: a listener or the redirection can't be set up.
-pub async fn run(config: Config, log: LogLevel, stop: Stop) -> Result<()> {
-    let config = Arc::new(config);
-    let metrics = Metrics::new();
-    let taps = Taps::new(metrics.tap_dropped());
+/// What needs a privilege, in the only thread; then without any, everything else.
+fn serve(config: Config) -> Result<()> {
     let listeners = bind(&config)?;
     if config.redirect {
         redirect(&config).apply()?;
+        // With a mark each socket of ours needs a capability for good, and whoever set it up keeps to its own namespace.
+        if config.mark == 0 {
+            privilege::give_up(config.uid, &config.token_file)?;
+        }
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(async {
+        let format = if config.log_json { Format::Json } else { Format::Plain };
+        let log = log::init(format, &config.log_level)?;
+        let stop = Stop::new();
+        stop.on_signals().context("signal handlers")?;
+        run(config, listeners, log, stop).await
+    })
+}
+
+/// Runs the proxy until `stop`, then drains. The calling runtime becomes the control thread.
+///
+/// Errors: the admin page, the tap API or a thread can't be started.
+async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogLevel, stop: Stop) -> Result<()> {
+    let config = Arc::new(config);
+    let metrics = Metrics::new();
+    let taps = Taps::new(metrics.tap_dropped());
     // Connections to the control plane are our own, too.
     grpc::mark_sockets(config.mark);
-    let credentials = credentials(&config, &metrics, &stop)?;
+    let credentials = control::identity::start(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
     // So that the way to the control plane stands before the first connection comes.
     drop(control.server(config.admin_listen.port()));
@@ -221,7 +235,7 @@ fn redirect(config: &Config) -> redirect::Redirect {
     redirect::Redirect {
         outbound_port: port(&config.outbound_listen, defaults::OUTBOUND_PORT),
         inbound_port,
-        exempt_uid: (config.mark == 0).then_some(defaults::PROXY_UID),
+        exempt_uid: (config.mark == 0).then_some(config.uid),
         exempt_mark: (config.mark != 0).then_some(config.mark),
         skip_outbound: config.skip_outbound_ports.clone(),
         skip_inbound: config.skip_inbound_ports.clone(),
@@ -239,46 +253,6 @@ fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Creden
         workload: config.workload.clone(),
     };
     Control::new(asked, credentials.clone(), stop.clone())
-}
-
-/// Our certificate as it is renewed; without an identity service there is never one.
-fn credentials(
-    config: &Config,
-    metrics: &Metrics,
-    stop: &Stop,
-) -> Result<watch::Receiver<Option<Arc<tls::Credentials>>>> {
-    let (Some(service), Some(local)) = (&config.identity, &config.local_identity) else {
-        let (sender, receiver) = watch::channel(None);
-        // Never changes, and never ends.
-        std::mem::forget(sender);
-        return Ok(receiver);
-    };
-    let anchors = tls::Anchors::from_pem(&config.trust_anchors).context("MESH_TRUST_ANCHORS")?;
-    let receiver = control::identity::spawn(
-        control::identity::IdentityConfig {
-            service: service.clone(),
-            identity: local.clone(),
-            token_file: config.token_file.clone(),
-            anchors,
-        },
-        stop.clone(),
-    );
-    stop_free(count_certificates(receiver.clone(), metrics.identity()));
-    Ok(receiver)
-}
-
-async fn count_certificates(
-    mut credentials: watch::Receiver<Option<Arc<tls::Credentials>>>,
-    metrics: Arc<metrics::IdentityMetrics>,
-) {
-    loop {
-        if let Some(credentials) = credentials.borrow_and_update().as_ref() {
-            metrics.issued(std::time::SystemTime::now(), credentials.not_after);
-        }
-        if credentials.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 fn serve_admin(

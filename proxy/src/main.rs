@@ -4,5 +4,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    std::process::exit(gossamer_proxy::main());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    std::process::exit(gossamer_proxy::pod::main(&arguments));
 }

@@ -9,6 +9,7 @@ use crate::detect::{Protocol, detect};
 use crate::error::Error;
 use crate::metrics::Direction;
 use crate::net::{self, Stream};
+use crate::patience::Patience;
 use crate::policy::authorize::{Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
 use crate::request::{Connection, Side, serve};
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 /// Serves a connection that was redirected here, or that came to an explicit local port.
 pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) -> Lasting {
@@ -87,27 +88,31 @@ async fn connection(
 
 /// Reads until the protocol is known; `None` when the client says nothing for a moment.
 async fn first_bytes(shard: &Shard, policy: &Policy, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
+    let mut patience = Patience::new(shard.config.detect_patience);
     loop {
         if let Some(protocol) = detect(first) {
             return Some(protocol);
         }
         // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
         let declared = policy.protocol == Declared::Http && first.is_empty();
-        let read = async {
-            io.readable().await?;
-            first.reserve(2048);
-            io.read_buf(first).await
-        };
-        let read = if declared { Ok(read.await) } else { timeout(shard.config.detect_patience, read).await };
+        let read =
+            if declared { Ok(more(io, first).await) } else { timeout_at(patience.until(first), more(io, first)).await };
         match read {
             Ok(Ok(0) | Err(_)) => return Some(Protocol::Opaque),
             Ok(Ok(_)) if first.len() >= DETECT_BYTES => return Some(detect(first).unwrap_or(Protocol::Opaque)),
             Ok(Ok(_)) => {}
             Err(_) if first.is_empty() => return None,
-            // Half a word and then silence: not ours to interpret.
+            // A word and then silence: not ours to interpret.
             Err(_) => return Some(Protocol::Opaque),
         }
     }
+}
+
+/// Reads some bytes more. Nothing is allocated before they are there.
+async fn more(io: &mut TcpStream, first: &mut BytesMut) -> std::io::Result<usize> {
+    io.readable().await?;
+    first.reserve(2048);
+    io.read_buf(first).await
 }
 
 /// Bytes to one endpoint.
@@ -171,17 +176,16 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
 
 /// A client that speaks first after all, late.
 async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) -> Lasting {
+    let mut patience = Patience::new(conn.shard.config.detect_patience);
     let protocol = loop {
         if let Some(protocol) = detect(&first) {
             break protocol;
         }
-        let idle = first.is_empty();
-        let read = async {
-            io.readable().await?;
-            first.reserve(2048);
-            io.read_buf(&mut first).await
+        let read = if first.is_empty() {
+            Ok(more(&mut io, &mut first).await)
+        } else {
+            timeout_at(patience.until(&first), more(&mut io, &mut first)).await
         };
-        let read = if idle { Ok(read.await) } else { timeout(conn.shard.config.detect_patience, read).await };
         match read {
             Ok(Ok(0) | Err(_)) if first.is_empty() => return None,
             Ok(Ok(0) | Err(_)) | Err(_) => break Protocol::Opaque,
@@ -223,7 +227,7 @@ async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Rec
             Err(error @ Error::NoIdentity) => return Err(error),
             Err(error) => {
                 let now = tokio::time::Instant::now();
-                pick.refused(now);
+                balancer.refused(&pick, &error, now);
                 pick.fail(now);
                 tried.push(pick.info.addr);
                 if tried.len() >= balancer.len() {
@@ -243,10 +247,18 @@ async fn explain(
     target: SocketAddr,
     error: Error,
 ) -> Lasting {
-    let mut first = BytesMut::with_capacity(2048);
-    let patience = shard.config.detect_patience;
-    let read = timeout(patience, io.read_buf(&mut first)).await;
-    let protocol = if matches!(read, Ok(Ok(_))) { detect(&first) } else { None };
+    let mut first = BytesMut::new();
+    let mut patience = Patience::new(shard.config.detect_patience);
+    let protocol = loop {
+        match detect(&first) {
+            None if first.len() < DETECT_BYTES => {}
+            protocol => break protocol,
+        }
+        match timeout_at(patience.until(&first), more(&mut io, &mut first)).await {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => break None,
+        }
+    };
     let conn = Rc::new(Connection {
         metrics: ConnectionMetrics::outbound(&shard, &destination, target),
         peer: Peer { ip: client.ip(), tls: PeerTls::None },

@@ -11,6 +11,7 @@ use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::metrics::{Direction, RequestMetrics, RouteLabels};
 use crate::policy::limit::Limited;
+use crate::request::mirror::Verdict;
 use crate::request::routes::Rule;
 use crate::request::{Connection, Side, respond};
 use crate::shard::PortPolicy;
@@ -53,6 +54,8 @@ pub struct Record<'a> {
     rule: Option<Rc<Rule>>,
     tapped: Option<Box<Tapped>>,
     access: Option<Box<Access>>,
+    /// Whoever sent a copy waits for how the real request ends.
+    pub mirrored: Option<Rc<Verdict>>,
 }
 
 /// What only the access log wants.
@@ -105,6 +108,7 @@ impl<'a> Record<'a> {
             rule: None,
             tapped: None,
             access: None,
+            mirrored: None,
         }
     }
 
@@ -333,6 +337,9 @@ impl<'a> Record<'a> {
                 None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
             }
         }
+        if let Some(verdict) = self.mirrored.take() {
+            verdict.reached(self.status, self.grpc);
+        }
         if let Some(tapped) = self.tapped.take() {
             let end = match (self.failure, self.grpc) {
                 (Some(_), _) if self.received > 0 => End::Reset(2),
@@ -371,7 +378,8 @@ impl<'a> Record<'a> {
     }
 }
 
-fn grpc_status(headers: &Headers) -> Option<u16> {
+/// The gRPC code that a head or trailers carry.
+pub fn grpc_status(headers: &Headers) -> Option<u16> {
     headers.get_str("grpc-status")?.parse().ok()
 }
 

@@ -94,12 +94,17 @@ impl Redirect {
         if self.exempt_mark.is_none() && self.exempt_uid.is_none() {
             return Err(RedirectError::NoExemption);
         }
-        // Create, delete, create: deletes an earlier table if there is one and never fails on its absence.
-        let mut messages = vec![table(NEW_TABLE, CREATE), table(DELETE_TABLE, 0), table(NEW_TABLE, CREATE | EXCLUSIVE)];
-        messages.extend([Chain::Output, Chain::Prerouting].map(Chain::message));
-        messages.extend(self.rules().iter().map(Rule::message));
-        Ok(transaction(messages)?)
+        apply_rules(&self.rules())
     }
+}
+
+/// Sets these rules in the calling thread's network namespace, in place of earlier ones.
+pub fn apply_rules(rules: &[Rule]) -> Result<(), RedirectError> {
+    // Create, delete, create: deletes an earlier table if there is one and never fails on its absence.
+    let mut messages = vec![table(NEW_TABLE, CREATE), table(DELETE_TABLE, 0), table(NEW_TABLE, CREATE | EXCLUSIVE)];
+    messages.extend([Chain::Output, Chain::Prerouting].map(Chain::message));
+    messages.extend(rules.iter().map(Rule::message));
+    Ok(transaction(messages)?)
 }
 
 /// Ends the redirection of the calling thread's network namespace. Nothing to remove is fine.
@@ -130,6 +135,10 @@ pub enum Match {
     ToLoopback,
     /// Arrived over it.
     FromLoopback,
+    /// To an IPv4 network of 16 bits.
+    ToV4([u8; 2]),
+    /// To an IPv6 network of 64 bits.
+    ToV6([u8; 8]),
     /// Is TCP.
     Tcp,
     /// Target port, first to last. After [`Match::Tcp`].
@@ -165,6 +174,8 @@ impl fmt::Display for Rule {
                 Match::User(uid) => write!(f, "meta skuid {uid} ")?,
                 Match::ToLoopback => f.write_str("oif \"lo\" ")?,
                 Match::FromLoopback => f.write_str("iif \"lo\" ")?,
+                Match::ToV4([a, b]) => write!(f, "ip daddr {a}.{b}.0.0/16 ")?,
+                Match::ToV6(prefix) => write!(f, "ip6 daddr {}/64 ", v6_network(*prefix))?,
                 Match::Tcp => f.write_str("meta l4proto tcp ")?,
                 Match::Ports(first, last) if first == last => write!(f, "th dport {first} ")?,
                 Match::Ports(first, last) => write!(f, "th dport {first}-{last} ")?,
@@ -193,11 +204,20 @@ const HOOK_OUTPUT: u32 = 3;
 /// Where destination NAT belongs.
 const PRIORITY_DSTNAT: i32 = -100;
 
+fn v6_network(prefix: [u8; 8]) -> std::net::Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&prefix);
+    octets.into()
+}
+
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
 const META_OIF: u32 = 5;
 const META_SKUID: u32 = 10;
+const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const PROTO_IPV4: u8 = 2;
+const PROTO_IPV6: u8 = 10;
 
 const REGISTER_VERDICT: u32 = 0;
 const REGISTER_1: u32 = 1;
@@ -205,6 +225,7 @@ const EQUAL: u32 = 0;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 const VERDICT_RETURN: i32 = -5;
+const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const TCP: u8 = 6;
 /// The loopback interface is the first of every namespace.
@@ -261,12 +282,19 @@ impl Match {
             Match::User(uid) => compare(meta(message, META_SKUID), EQUAL, &uid.to_ne_bytes()),
             Match::ToLoopback => compare(meta(message, META_OIF), EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
             Match::FromLoopback => compare(meta(message, META_IIF), EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
+            // Where the target address is in the two headers.
+            Match::ToV4(prefix) => {
+                let message = compare(meta(message, META_NFPROTO), EQUAL, &[PROTO_IPV4]);
+                compare(payload(message, NETWORK_HEADER, 16, 2), EQUAL, &prefix)
+            }
+            Match::ToV6(prefix) => {
+                let message = compare(meta(message, META_NFPROTO), EQUAL, &[PROTO_IPV6]);
+                compare(payload(message, NETWORK_HEADER, 24, 8), EQUAL, &prefix)
+            }
             Match::Tcp => compare(meta(message, META_L4PROTO), EQUAL, &[TCP]),
             Match::Ports(first, last) => {
                 // Two bytes at offset 2 of the transport header: the target port.
-                let port = expression(message, "payload", |m| {
-                    m.be32(1, REGISTER_1).be32(2, TRANSPORT_HEADER).be32(3, 2).be32(4, 2)
-                });
+                let port = payload(message, TRANSPORT_HEADER, 2, 2);
                 if first == last {
                     return compare(port, EQUAL, &first.to_be_bytes());
                 }
@@ -295,6 +323,10 @@ impl Verdict {
 
 fn expression(message: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
     message.nest(1, |m| m.text(1, name).nest(2, data))
+}
+
+fn payload(message: Message, header: u32, offset: u32, length: u32) -> Message {
+    expression(message, "payload", |m| m.be32(1, REGISTER_1).be32(2, header).be32(3, offset).be32(4, length))
 }
 
 fn meta(message: Message, key: u32) -> Message {

@@ -56,6 +56,8 @@ pub struct Shard {
     ports: RefCell<HashMap<u16, Rc<Port>>>,
     /// Targets whose server was seen to speak first.
     server_first: RefCell<HashSet<SocketAddr>>,
+    /// Copies of requests in flight.
+    pub(crate) mirrors: Cell<usize>,
     /// Heads that were used, for their memory.
     heads: RefCell<Vec<ResponseHead>>,
 }
@@ -90,6 +92,7 @@ impl Shard {
             locals: RefCell::default(),
             ports: RefCell::default(),
             server_first: RefCell::default(),
+            mirrors: Cell::new(0),
             heads: RefCell::default(),
         })
     }

@@ -1,6 +1,6 @@
 //! Namespaces, nodes, services, pods and endpoint slices.
 
-use super::{Map, Metadata};
+use super::{Map, Metadata, or_default};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -42,13 +42,19 @@ pub struct ServiceSpec {
     pub cluster_ip: String,
     /// All of them (dual stack).
     #[serde(rename = "clusterIPs")]
+    #[serde(deserialize_with = "or_default")]
     pub cluster_ips: Vec<String>,
     /// Ports.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePort>,
     /// Labels of its pods; empty: its endpoints come as endpoint slices.
+    #[serde(deserialize_with = "or_default")]
     pub selector: Map,
     /// `Local`: only endpoints on the client's node.
     pub internal_traffic_policy: String,
+    /// `IPv4`, `IPv6`, the first is preferred (dual stack).
+    #[serde(deserialize_with = "or_default")]
+    pub ip_families: Vec<String>,
 }
 
 /// A port of a service.
@@ -100,8 +106,10 @@ pub struct PodSpec {
     /// True: it has its node's address, and no redirection.
     pub host_network: bool,
     /// Containers.
+    #[serde(deserialize_with = "or_default")]
     pub containers: Vec<Container>,
     /// Init containers, native sidecars among them.
+    #[serde(deserialize_with = "or_default")]
     pub init_containers: Vec<Container>,
 }
 
@@ -112,6 +120,7 @@ pub struct Container {
     /// Name.
     pub name: String,
     /// Ports.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ContainerPort>,
     /// Asked by the kubelet.
     pub liveness_probe: Option<Probe>,
@@ -119,6 +128,18 @@ pub struct Container {
     pub readiness_probe: Option<Probe>,
     /// Asked by the kubelet.
     pub startup_probe: Option<Probe>,
+    /// Also asked by the kubelet, once.
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// What the kubelet does after a container's start and before its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lifecycle {
+    /// After its start.
+    pub post_start: Option<Probe>,
+    /// Before its end.
+    pub pre_stop: Option<Probe>,
 }
 
 /// A port of a container.
@@ -133,12 +154,22 @@ pub struct ContainerPort {
     pub protocol: String,
 }
 
-/// A health check; only HTTP ones matter.
+/// A health check; only those that send a request matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Probe {
     /// An HTTP request.
     pub http_get: Option<HttpGet>,
+    /// A request of gRPC's health protocol.
+    pub grpc: Option<GrpcProbe>,
+}
+
+/// A health check of gRPC's health protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GrpcProbe {
+    /// By number only.
+    pub port: u16,
 }
 
 /// An HTTP health check.
@@ -163,8 +194,10 @@ pub struct PodStatus {
     pub pod_ip: String,
     /// All of them (dual stack).
     #[serde(rename = "podIPs")]
+    #[serde(deserialize_with = "or_default")]
     pub pod_ips: Vec<PodIp>,
     /// `Ready` is the one that matters; missing: ready.
+    #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
 }
 
@@ -196,8 +229,10 @@ pub struct EndpointSlice {
     /// `IPv4`, `IPv6` or `FQDN`.
     pub address_type: String,
     /// Endpoints.
+    #[serde(deserialize_with = "or_default")]
     pub endpoints: Vec<SliceEndpoint>,
     /// The ports of all of them.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<SlicePort>,
 }
 
@@ -206,8 +241,10 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     /// Addresses; only the first matters.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
     /// Readiness.
+    #[serde(deserialize_with = "or_default")]
     pub conditions: SliceConditions,
     /// Zone.
     pub zone: Option<String>,
@@ -227,6 +264,10 @@ pub struct SliceEndpoint {
 pub struct SliceConditions {
     /// Missing: ready.
     pub ready: Option<bool>,
+    /// Passes its health check, whether it is ending or not; missing: as `ready`.
+    pub serving: Option<bool>,
+    /// Is ending; missing: it is not.
+    pub terminating: Option<bool>,
 }
 
 /// Zones that should use an endpoint.
@@ -234,6 +275,7 @@ pub struct SliceConditions {
 #[serde(rename_all = "camelCase", default)]
 pub struct Hints {
     /// Zones.
+    #[serde(deserialize_with = "or_default")]
     pub for_zones: Vec<ZoneHint>,
 }
 
@@ -274,8 +316,10 @@ pub struct SlicePort {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct LabelSelector {
     /// These labels with these values.
+    #[serde(deserialize_with = "or_default")]
     pub match_labels: BTreeMap<String, String>,
     /// Conditions on labels.
+    #[serde(deserialize_with = "or_default")]
     pub match_expressions: Vec<LabelExpression>,
 }
 
@@ -289,6 +333,7 @@ pub struct LabelExpression {
     pub operator: LabelOperator,
     /// For `In` and `NotIn`.
     #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub values: Vec<String>,
 }
 
@@ -303,18 +348,16 @@ pub enum LabelOperator {
 }
 
 impl LabelSelector {
-    /// True when these labels are selected.
-    pub fn selects(&self, labels: &Map) -> bool {
-        let expression = |e: &LabelExpression| {
-            let value = labels.get(&e.key);
-            match e.operator {
-                LabelOperator::In => value.is_some_and(|v| e.values.contains(v)),
-                LabelOperator::NotIn => !value.is_some_and(|v| e.values.contains(v)),
-                LabelOperator::Exists => value.is_some(),
-                LabelOperator::DoesNotExist => value.is_none(),
-            }
+    /// True when an object is selected whose labels `label` looks up.
+    pub fn selects<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let listed = |e: &LabelExpression, value: &str| e.values.iter().any(|listed| listed == value);
+        let expression = |e: &LabelExpression| match (e.operator, label(&e.key)) {
+            (LabelOperator::In, value) => value.is_some_and(|value| listed(e, value)),
+            (LabelOperator::NotIn, value) => !value.is_some_and(|value| listed(e, value)),
+            (LabelOperator::Exists, value) => value.is_some(),
+            (LabelOperator::DoesNotExist, value) => value.is_none(),
         };
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        self.match_labels.iter().all(|(key, value)| label(key) == Some(value.as_str()))
             && self.match_expressions.iter().all(expression)
     }
 }

@@ -9,13 +9,20 @@ mod core;
 mod parse;
 mod policy;
 mod route;
+#[cfg(feature = "kubernetes")]
+mod served;
+mod status;
+pub mod validate;
 
 pub use self::core::*;
 pub use parse::*;
 pub use policy::*;
 pub use route::*;
+#[cfg(feature = "kubernetes")]
+pub use served::*;
+pub use status::*;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -60,13 +67,29 @@ pub struct Metadata {
     /// Empty for objects of the cluster; `default` where a file does not say.
     pub namespace: String,
     /// Labels.
+    #[serde(deserialize_with = "or_default")]
     pub labels: Map,
     /// Annotations.
+    #[serde(deserialize_with = "or_default")]
     pub annotations: Map,
     /// RFC 3339; older routes win over younger ones.
     pub creation_timestamp: Option<String>,
+    /// Present once it is ending.
+    pub deletion_timestamp: Option<String>,
     /// Who made it (a ReplicaSet, a StatefulSet...).
+    #[serde(deserialize_with = "or_default")]
     pub owner_references: Vec<Owner>,
+    /// Counts the changes of `spec`.
+    pub generation: Option<i64>,
+    /// Tells it from others that had its name before.
+    pub uid: String,
+    /// Changes with every change. Empty for most kinds: of use to who writes only.
+    pub resource_version: String,
+}
+
+/// What is written as `null` is as good as not there: Go's lists are when they are empty.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl Metadata {

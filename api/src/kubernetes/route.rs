@@ -1,7 +1,7 @@
 //! Gateway API routes, as far as a service mesh reads them (v1; GAMMA: the parent is a Service).
 
-use super::Metadata;
-use serde::Deserialize;
+use super::{Metadata, RouteStatus};
+use serde::{Deserialize, Serialize};
 
 /// An HTTPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -11,6 +11,8 @@ pub struct HttpRoute {
     pub metadata: Metadata,
     /// What it does.
     pub spec: HttpRouteSpec,
+    /// What controllers say of it.
+    pub status: RouteStatus,
 }
 
 /// What an HTTPRoute does.
@@ -33,6 +35,8 @@ pub struct GrpcRoute {
     pub metadata: Metadata,
     /// What it does.
     pub spec: GrpcRouteSpec,
+    /// What controllers say of it.
+    pub status: RouteStatus,
 }
 
 /// What a GRPCRoute does.
@@ -69,19 +73,26 @@ pub struct TcpRouteSpec {
     pub rules: Vec<TcpRouteRule>,
 }
 
-/// The object that a route belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The object that a route belongs to. Written back in statuses: what was not said is not said there either.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ParentRef {
     /// Missing: the Gateway API's own, `core` or empty: Service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Missing: Gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Missing: the route's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Name.
     pub name: String,
+    /// A listener of a Gateway; means nothing for a Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
     /// Missing: all ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
@@ -232,7 +243,8 @@ pub struct TcpRouteRule {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteFilter {
-    /// `RequestHeaderModifier`, `ResponseHeaderModifier`, `RequestRedirect`; others are known but not obeyed.
+    /// `RequestHeaderModifier`, `ResponseHeaderModifier`, `RequestRedirect`, `URLRewrite`, `RequestMirror`; requests that
+    /// others are for fail.
     #[serde(rename = "type")]
     pub kind: String,
     /// Changes of request headers.
@@ -241,6 +253,42 @@ pub struct RouteFilter {
     pub response_header_modifier: Option<HeaderModifier>,
     /// A redirect.
     pub request_redirect: Option<RequestRedirect>,
+    /// A new host or path.
+    pub url_rewrite: Option<UrlRewrite>,
+    /// A copy.
+    pub request_mirror: Option<RequestMirror>,
+}
+
+/// A new host or path for requests on their way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct UrlRewrite {
+    /// Host.
+    pub hostname: Option<String>,
+    /// Path.
+    pub path: Option<PathRewrite>,
+}
+
+/// A copy of requests, whose answers nobody gets.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    /// Where to.
+    pub backend_ref: BackendRef,
+    /// Share of requests in percent; with [`Self::fraction`] missing as well: all.
+    pub percent: Option<u32>,
+    /// Share of requests.
+    pub fraction: Option<Fraction>,
+}
+
+/// A share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Fraction {
+    /// So many...
+    pub numerator: u32,
+    /// ...of so many; missing: 100.
+    pub denominator: Option<u32>,
 }
 
 /// Changes of headers.

@@ -3,6 +3,7 @@
 //! **Invariant:** every task that is spawned here is tracked by a [`stop::Stop`] and every wait has a bound.
 
 pub mod admin;
+pub mod certify;
 pub mod grpc;
 pub mod listen;
 pub mod log;

@@ -189,6 +189,11 @@ impl Credentials {
         Ok(Credentials { identity, chain, anchors, not_after, key, configs: Mutex::default() })
     }
 
+    /// [`fingerprint`] of the certificate that signed ours; `None` if it isn't part of the chain (then it is a root).
+    pub fn issuer_fingerprint(&self) -> Option<String> {
+        self.chain.get(1).map(|issuer| fingerprint(issuer))
+    }
+
     /// True once they are worth nothing.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         now >= self.not_after
@@ -332,6 +337,12 @@ pub fn provider() -> &'static Arc<CryptoProvider> {
         })
     });
     &PROVIDER
+}
+
+/// SHA-256 of a certificate in lower-case hex: how people, metrics and the identity service name one.
+pub fn fingerprint(der: &[u8]) -> String {
+    let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, der);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// DER as PEM.

@@ -181,7 +181,10 @@ fn http_route_to_proto(from: &InboundRoute) -> proto::HttpRoute {
             Filter::RequestHeaders(edit) => Kind::RequestHeaderModifier(request_edit_to_proto(edit)),
             Filter::Redirect(redirect) => Kind::Redirect(redirect_to_proto(redirect)),
             Filter::Fail(failure) => Kind::FailureInjector(failure_to_http(failure, from.grpc)),
-            Filter::ResponseHeaders(_) => Kind::FailureInjector(failure_to_http(&unsupported_filter(false), false)),
+            // Inbound routes have no extensions.
+            Filter::ResponseHeaders(_) | Filter::Extension(_) | Filter::Named(_) => {
+                Kind::FailureInjector(failure_to_http(&unsupported_filter(false), false))
+            }
         };
         FilterProto { kind: Some(kind) }
     };
@@ -232,7 +235,7 @@ fn grpc_route_to_proto(from: &InboundRoute) -> proto::GrpcRoute {
         let kind = match filter {
             Filter::RequestHeaders(edit) => Kind::RequestHeaderModifier(request_edit_to_proto(edit)),
             Filter::Fail(failure) => Kind::FailureInjector(failure_to_grpc(failure, from.grpc)),
-            Filter::Redirect(_) | Filter::ResponseHeaders(_) => {
+            Filter::Redirect(_) | Filter::ResponseHeaders(_) | Filter::Extension(_) | Filter::Named(_) => {
                 Kind::FailureInjector(failure_to_grpc(&unsupported_filter(true), true))
             }
         };

@@ -7,12 +7,14 @@
 //! **Invariant:** decoding never panics, and nothing unknown becomes permission.
 
 mod destination;
+mod extension;
 mod inbound;
 mod net;
 mod outbound;
 mod route;
 
 pub use destination::*;
+pub use extension::*;
 pub use inbound::*;
 pub use net::*;
 pub use outbound::*;

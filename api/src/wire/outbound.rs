@@ -1,5 +1,6 @@
 //! How targets are treated: what `OutboundPolicies` asks and streams.
 
+use super::extension::{extension_name, failure_or_name, marker};
 use super::route::*;
 use super::{
     Decoded, InvalidMessage, Within, address_from_proto, address_to_proto, duration_from_proto, duration_to_proto,
@@ -267,6 +268,8 @@ fn http_filter_to_proto(from: &Filter, grpc: bool) -> proto::http_route::Filter 
         Filter::ResponseHeaders(edit) => Kind::ResponseHeaderModifier(response_edit_to_proto(edit)),
         Filter::Redirect(redirect) => Kind::Redirect(redirect_to_proto(redirect)),
         Filter::Fail(failure) => Kind::FailureInjector(failure_to_http(failure, grpc)),
+        Filter::Extension(of) => Kind::FailureInjector(failure_to_http(&marker(extension_name(of), grpc), grpc)),
+        Filter::Named(name) => Kind::FailureInjector(failure_to_http(&marker(*name, grpc), grpc)),
     };
     proto::http_route::Filter { kind: Some(kind) }
 }
@@ -281,26 +284,32 @@ fn http_filter_from_proto(from: proto::http_route::Filter) -> Decoded<Filter> {
             Filter::ResponseHeaders(edit_from_proto(edit.add, edit.set, edit.remove)?)
         }
         Some(Kind::Redirect(redirect)) => Filter::Redirect(redirect_from_proto(redirect)?),
-        Some(Kind::FailureInjector(failure)) => Filter::Fail(failure_from_http(failure)?),
+        Some(Kind::FailureInjector(failure)) => failure_or_name(failure_from_http(failure)?),
         None => Filter::Fail(unsupported_filter(false)),
     })
 }
 
 fn http_retry_to_proto(from: &Retry) -> proto::http_route::Retry {
     use proto::http_route::retry::{Conditions, conditions::StatusRange};
-    // linkerd2-proxy refuses ranges outside of 1 to 599 and more than 65535 attempts.
-    let range = |(start, end): &(u16, u16)| {
-        let (start, end) = ((*start).max(1), (*end).min(599));
+    // gRPC codes travel as ranges below every HTTP status: the message has no field for them, and linkerd2-proxy takes
+    // them for statuses that no response has. It refuses ranges outside of 1 to 599 and more than 65535 attempts.
+    let codes = from.grpc_codes.iter().map(|code| (*code, *code));
+    let range = |(start, end): (u16, u16)| {
+        let (start, end) = (start.max(1), end.min(599));
         (start <= end).then_some(StatusRange { start: u32::from(start), end: u32::from(end) })
     };
+    let statuses = from.statuses.iter().copied().chain(codes).filter_map(range);
     proto::http_route::Retry {
         max_retries: from.limit.min(u32::from(u16::MAX)),
         max_request_bytes: u32::try_from(from.max_body).unwrap_or(u32::MAX),
-        conditions: Some(Conditions { status_ranges: from.statuses.iter().filter_map(range).collect() }),
+        conditions: Some(Conditions { status_ranges: statuses.collect() }),
         timeout: from.timeout.map(duration_to_proto),
         backoff: from.backoff.as_ref().map(backoff_to_proto),
     }
 }
+
+/// HTTP has no status below; gRPC no code above.
+const LEAST_STATUS: u16 = 100;
 
 fn http_retry_from_proto(from: proto::http_route::Retry) -> Decoded<Retry> {
     use proto::http_route::retry::conditions::StatusRange;
@@ -312,11 +321,12 @@ fn http_retry_from_proto(from: proto::http_route::Retry) -> Decoded<Retry> {
             false => Err(InvalidMessage::new("", format_args!("{start}-{end} is no range of HTTP statuses"))),
         }
     })?;
+    let (codes, statuses): (Vec<_>, Vec<_>) = statuses.into_iter().partition(|(_, end)| *end < LEAST_STATUS);
     Ok(Retry {
         limit: from.max_retries,
         max_body: from.max_request_bytes as usize,
         statuses,
-        grpc_codes: Vec::new(),
+        grpc_codes: codes.into_iter().flat_map(|(start, end)| start..=end).collect(),
         timeout: duration_from_proto(from.timeout, "timeout")?,
         backoff: from.backoff.map(backoff_from_proto).transpose().within("backoff")?,
     })
@@ -385,6 +395,8 @@ fn grpc_filter_to_proto(from: &Filter, grpc: bool) -> proto::grpc_route::Filter 
     let kind = match from {
         Filter::RequestHeaders(edit) => Kind::RequestHeaderModifier(request_edit_to_proto(edit)),
         Filter::Fail(failure) => Kind::FailureInjector(failure_to_grpc(failure, grpc)),
+        Filter::Extension(of) => Kind::FailureInjector(failure_to_grpc(&marker(extension_name(of), grpc), grpc)),
+        Filter::Named(name) => Kind::FailureInjector(failure_to_grpc(&marker(*name, grpc), grpc)),
         Filter::ResponseHeaders(_) | Filter::Redirect(_) => {
             Kind::FailureInjector(failure_to_grpc(&unsupported_filter(true), true))
         }
@@ -398,7 +410,7 @@ fn grpc_filter_from_proto(from: proto::grpc_route::Filter) -> Decoded<Filter> {
         Some(Kind::RequestHeaderModifier(edit)) => {
             Filter::RequestHeaders(edit_from_proto(edit.add, edit.set, edit.remove)?)
         }
-        Some(Kind::FailureInjector(failure)) => Filter::Fail(failure_from_grpc(failure)?),
+        Some(Kind::FailureInjector(failure)) => failure_or_name(failure_from_grpc(failure)?),
         None => Filter::Fail(unsupported_filter(true)),
     })
 }

@@ -247,7 +247,7 @@ fn headers_from_proto(from: Option<http_types::Headers>, field: &str) -> Decoded
     })
 }
 
-fn header_name(name: &str) -> Decoded<String> {
+pub(super) fn header_name(name: &str) -> Decoded<String> {
     let checked = HeaderName::from_bytes(name.as_bytes()).map_err(|error| InvalidMessage::new("name", error))?;
     Ok(checked.as_str().to_string())
 }

@@ -234,11 +234,13 @@ fn http_route(grpc: bool) -> impl Strategy<Value = HttpRoute> {
             limit,
             max_body: max_body as usize,
             statuses: if grpc { vec![] } else { vec![(status, 599)] },
-            grpc_codes: if grpc {
-                [1, 4, 8, 13, 14].into_iter().enumerate().filter(|(n, _)| codes & (1 << n) != 0).map(|x| x.1).collect()
-            } else {
-                vec![]
-            },
+            // HTTP routes carry them for clients that speak gRPC on them.
+            grpc_codes: [1, 4, 8, 13, 14]
+                .into_iter()
+                .enumerate()
+                .filter(|(n, _)| codes & (1 << n) != 0)
+                .map(|x| x.1)
+                .collect(),
             timeout,
             backoff,
         });

@@ -169,7 +169,12 @@ async fn proxies(
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let mut bad = Vec::new();
     for workload in &meshed {
-        match certificates::of(workload, anchors.as_ref()).await {
+        let address = format!("{}:{}", workload.address, defaults::INBOUND_PORT);
+        let presented = match TcpStream::connect(&address).await {
+            Ok(tcp) => certificates::of(tcp, &workload.identity, anchors.as_ref()).await,
+            Err(error) => Err(format!("{address}: {error}")),
+        };
+        match presented {
             Err(error) => bad.push(format!("{}: {error}", workload.replica)),
             Ok(presented) => {
                 let late = presented.not_after - now < CERTIFICATE_LEFT;

@@ -1,11 +1,10 @@
 //! `meshctl edges`.
 
-use crate::connect::{self, Scope};
 use crate::error::Result;
 use crate::output::{Format, paint, table};
-use crate::sandbox::state::Mesh;
+use crate::place::{Place, Scope, Workload};
+use crate::resource;
 use crate::scrape::Sample;
-use gossamer_api::wire::mesh::WorkloadInfo;
 use gossamer_api::workload::Identity;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -15,10 +14,14 @@ use std::process::ExitCode;
 ///
 /// Both ends are asked: what a client's proxy opened, and what a server's proxy accepted.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  meshctl edges\n  meshctl edges web -o wide")]
+#[command(after_help = "Examples:
+  meshctl edges                        all workloads
+  meshctl edges web -o wide            with identities
+  meshctl edges deploy/web -n shop
+  meshctl edges -A -o json             a whole cluster, for programs")]
 pub struct Args {
-    /// Only edges of these services or replicas (default: all)
-    names: Vec<String>,
+    /// Only edges of these workloads: deploy/web, pods, web (default: all)
+    resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
     /// How to print it; wide adds identities
@@ -40,41 +43,45 @@ struct Edge {
 type End = (String, String);
 
 /// Shows it.
-pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
-    let workloads = args.scope.workloads(&mesh, &[]).await?;
-    let wanted = args.scope.workloads(&mesh, &args.names).await?;
-    let scraped = connect::scrape(&workloads).await;
+pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
+    let wanted = resource::parse(&args.resources)?;
+    let workloads = place.workloads(&args.scope, &wanted).await?;
+    let within = args.scope.within(&place);
+    if !workloads.iter().any(|workload| workload.meshed) {
+        return Err(place.no_proxy(within.as_deref()));
+    }
+    // The other ends have names as well, where one may list them; their proxies may know edges that these do not.
+    let everybody = place.all(None).await;
+    let everybody = everybody.as_deref().unwrap_or(&workloads);
+    let asked = match &place {
+        Place::Here(_) => everybody,
+        Place::Cluster(_) => &workloads,
+    };
+    let scraped = place.scrape(asked).await;
     let mut edges: BTreeMap<(End, End), Edge> = BTreeMap::new();
-    for (workload, samples) in workloads.iter().zip(&scraped) {
-        for sample in samples.iter().flatten().filter(|s| s.name == "tcp_open_total" && s.value > 0.0) {
-            add(&mut edges, workload, sample, &workloads);
+    for (workload, samples) in asked.iter().zip(&scraped) {
+        let samples = samples.iter().flat_map(|(_, samples)| samples);
+        for sample in samples.filter(|s| s.name == "tcp_open_total" && s.value > 0.0) {
+            add(&mut edges, workload, sample, everybody);
         }
     }
     edges.retain(|(from, to), _| {
-        let named = |end: &End| wanted.iter().any(|w| w.namespace == end.0 && w.name == end.1);
+        let named = |end: &End| workloads.iter().any(|w| w.namespace == end.0 && w.owner_text() == end.1);
         named(from) || named(to)
     });
     print(&edges, args.output);
     Ok(ExitCode::SUCCESS)
 }
 
-fn add(edges: &mut BTreeMap<(End, End), Edge>, at: &WorkloadInfo, sample: &Sample, all: &[WorkloadInfo]) {
-    let here = (at.namespace.clone(), at.name.clone());
+fn add(edges: &mut BTreeMap<(End, End), Edge>, at: &Workload, sample: &Sample, all: &[Workload]) {
+    let here = (at.namespace.clone(), at.owner_text());
     let outbound = match (sample.label("direction"), sample.label("peer")) {
         ("outbound", "dst") => true,
         ("inbound", "src") => false,
         _ => return,
     };
     let far_id = sample.label(if outbound { "server_id" } else { "client_id" });
-    let there = match far_id.parse::<Identity>().ok().as_ref().and_then(Identity::parts) {
-        Some((account, namespace, ..)) => (namespace.to_string(), account.to_string()),
-        // Unmeshed clients have no name, unmeshed servers their address.
-        None if outbound => match all.iter().find(|w| w.address == sample.label("target_ip")) {
-            Some(w) => (w.namespace.clone(), w.name.clone()),
-            None => (String::new(), sample.label("target_addr").to_string()),
-        },
-        None => return,
-    };
+    let Some(there) = far_end(sample, outbound, far_id, all) else { return };
     let ends = if outbound { (here, there) } else { (there, here) };
     let edge = edges.entry(ends).or_default();
     // The client's end counts; the server's only adds edges that no client told of.
@@ -87,6 +94,37 @@ fn add(edges: &mut BTreeMap<(End, End), Edge>, at: &WorkloadInfo, sample: &Sampl
         edge.client_id = far_id.to_string();
         edge.server_id = at.identity.clone();
     }
+}
+
+/// Who is at the other end. A server is known by its address or by what discovery said of it; a client by its identity
+/// alone, which several workloads may share. Unmeshed clients have no name.
+fn far_end(sample: &Sample, outbound: bool, far_id: &str, all: &[Workload]) -> Option<End> {
+    let end = |workload: &Workload| (workload.namespace.clone(), workload.owner_text());
+    if outbound {
+        if let Some(workload) = all.iter().find(|w| !w.address.is_empty() && w.address == sample.label("target_ip")) {
+            return Some(end(workload));
+        }
+        for kind in ["deployment", "statefulset", "daemonset", "job"] {
+            let name = sample.label(&format!("dst_{kind}"));
+            if !name.is_empty() {
+                let text = format!("{}/{name}", resource::short(kind));
+                return Some((sample.label("dst_namespace").to_string(), text));
+            }
+        }
+    }
+    if let Ok(identity) = far_id.parse::<Identity>()
+        && let Some((account, namespace, ..)) = identity.parts()
+    {
+        let mut owners: Vec<End> = all.iter().filter(|w| w.identity == far_id).map(end).collect();
+        owners.sort();
+        owners.dedup();
+        return Some(match &owners[..] {
+            [one] => one.clone(),
+            [] => (namespace.to_string(), account.to_string()),
+            _ => (namespace.to_string(), format!("sa/{account}")),
+        });
+    }
+    outbound.then(|| (String::new(), sample.label("target_addr").to_string()))
 }
 
 fn print(edges: &BTreeMap<(End, End), Edge>, format: Format) {
@@ -122,4 +160,43 @@ fn print(edges: &BTreeMap<(End, End), Edge>, format: Format) {
         })
         .collect();
     print!("{}", table(&head, &rows, |_| false));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::Owner;
+    use crate::scrape::parse;
+
+    fn workload(owner: &str, address: &str, account: &str) -> Workload {
+        Workload {
+            namespace: "shop".into(),
+            owner: Owner { kind: "deployment".into(), name: owner.into() },
+            address: address.into(),
+            identity: format!("{account}.shop.serviceaccount.identity.gossamer.cluster.local"),
+            ..Workload::default()
+        }
+    }
+
+    #[test]
+    fn an_edge_is_told_by_both_ends_and_counted_once() {
+        let all = [
+            workload("web", "10.0.0.1", "web"),
+            workload("api", "10.0.0.2", "api"),
+            workload("job", "10.0.0.3", "api"),
+        ];
+        let web = "tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"10.0.0.2\",tls=\"true\",server_id=\"api.shop.serviceaccount.identity.gossamer.cluster.local\"} 3\n\
+                   tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"192.0.2.9\",target_addr=\"192.0.2.9:80\",tls=\"no_identity\"} 1\n";
+        let api = "tcp_open_total{direction=\"inbound\",peer=\"src\",tls=\"true\",client_id=\"web.shop.serviceaccount.identity.gossamer.cluster.local\"} 2\n\
+                   tcp_open_total{direction=\"inbound\",peer=\"src\",tls=\"true\",client_id=\"api.shop.serviceaccount.identity.gossamer.cluster.local\"} 1\n";
+        let mut edges = BTreeMap::new();
+        for (at, text) in [(&all[0], web), (&all[1], api)] {
+            parse(text).iter().for_each(|sample| add(&mut edges, at, sample, &all));
+        }
+        let seen: Vec<String> = edges
+            .iter()
+            .map(|((from, to), edge)| format!("{} > {} {}+{}", from.1, to.1, edge.secured, edge.plain))
+            .collect();
+        assert_eq!(seen, ["deploy/web > 192.0.2.9:80 0+1", "deploy/web > deploy/api 3+0", "sa/api > deploy/api 1+0"]);
+    }
 }

@@ -1,13 +1,15 @@
 //! `meshctl identity`.
 
 use crate::certificates::{self, Presented};
-use crate::connect::Scope;
 use crate::error::{CommandError, Result};
-use crate::output::{Format, paint};
+use crate::fan;
+use crate::output::{Format, paint, paint_err};
+use crate::place::{Place, Port, Scope, Workload};
+use crate::resource;
 use crate::sandbox::state::Mesh;
-use futures_util::future::join_all;
 use gossamer_api::process::tls::Anchors;
 use gossamer_api::settings;
+use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,10 +18,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 ///
 /// Each proxy is asked for the certificate that it presents to others right now.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  meshctl identity\n  meshctl identity web-1 -o json")]
+#[command(after_help = "Examples:
+  meshctl identity                     all proxies
+  meshctl identity web-1 -o json
+  meshctl identity deploy/web -n shop")]
 pub struct Args {
-    /// Services or replicas (default: all)
-    names: Vec<String>,
+    /// Workloads: deploy/web, pods, web-1 (default: all)
+    resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
     /// How to print it
@@ -28,14 +33,23 @@ pub struct Args {
 }
 
 /// Shows them; finds problems where one is not valid.
-pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
-    let mut workloads = args.scope.workloads(&mesh, &args.names).await?;
+pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
+    let mut workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
     workloads.retain(|w| w.meshed);
     if workloads.is_empty() {
-        return Err(CommandError::failed("none of them has a proxy"));
+        return Err(place.no_proxy(args.scope.within(&place).as_deref()));
     }
-    let anchors = anchors(&mesh);
-    let seen = join_all(workloads.iter().map(|workload| certificates::of(workload, anchors.as_ref()))).await;
+    let anchors = roots(&place).await;
+    if anchors.is_none() {
+        let warning = paint_err("warning:", "1;33");
+        eprintln!("{warning} the trust anchors can't be read, so signatures are not checked");
+    }
+    let anchors = anchors.as_ref();
+    let seen = fan::out("proxies", &workloads, |_, workload| {
+        let place = &place;
+        async move { certificate(place, workload, anchors).await }
+    })
+    .await;
     let mut problems = 0;
     let mut list = Vec::new();
     for (workload, seen) in workloads.iter().zip(&seen) {
@@ -47,7 +61,7 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
         if args.output == Format::Json {
             let presented = seen.as_ref().ok();
             list.push(json!({
-                "namespace": workload.namespace, "replica": workload.replica, "identity": workload.identity,
+                "namespace": workload.namespace, "replica": workload.pod, "identity": workload.identity,
                 "names": presented.map(|p| &p.names), "serial": presented.map(|p| &p.serial),
                 "issuer": presented.map(|p| &p.issuer), "not_before": presented.map(|p| p.not_before),
                 "not_after": presented.map(|p| p.not_after), "valid": problem.is_none(), "problem": problem,
@@ -58,7 +72,7 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
             None => paint("√ valid", "32"),
             Some(problem) => paint(format!("× {problem}"), "31"),
         };
-        println!("{}  {verdict}", paint(format!("{}/{}", workload.namespace, workload.replica), "1"));
+        println!("{}  {verdict}", paint(workload.full_name(), "1"));
         if let Ok(presented) = seen {
             print(presented);
         }
@@ -71,6 +85,29 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
         n => Err(CommandError::problems(format!("{n} of {} certificates are not valid", workloads.len()))),
     }
 }
+
+/// What a workload's proxy presents right now.
+pub(crate) async fn certificate(
+    place: &Place,
+    workload: &Workload,
+    anchors: Option<&Anchors>,
+) -> Result<Presented, String> {
+    certificates::of(place.dial(workload, Port::Inbound).await?, &workload.identity, anchors).await
+}
+
+/// The roots of trust of whatever mesh this is; `None` where one may not read them.
+pub(crate) async fn roots(place: &Place) -> Option<Anchors> {
+    match place {
+        Place::Here(mesh) => anchors(mesh),
+        Place::Cluster(cluster) => {
+            let map: ConfigMap = cluster.get(&cluster.control_namespace, ANCHORS).await.ok()??;
+            Anchors::from_pem(map.data?.get("ca-bundle.crt")?).ok()
+        }
+    }
+}
+
+/// Where the roots of a cluster's mesh are for all to read.
+const ANCHORS: &str = "gossamer-trust-anchors";
 
 /// The mesh's own roots of trust.
 pub(crate) fn anchors(mesh: &Mesh) -> Option<Anchors> {

@@ -1,24 +1,29 @@
 //! The commands, one file each: the doc comment is the help, `Args` the contract, `run` does it.
 
 pub mod as_user;
+pub mod authz;
 pub mod check;
 pub mod completion;
 pub mod control;
 pub mod demo;
+pub mod diagnostics;
 pub mod edges;
 pub mod identity;
+pub mod install;
 pub mod proxy;
+pub mod proxy_metrics;
 pub mod run;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninstall;
+pub mod upgrade;
 pub mod version;
 pub mod why;
 
-use crate::connect::Scope;
 use crate::error::{Context, Result};
+use crate::place::{Place, Scope};
 use crate::sandbox::enter::{self, Beside, Entered, Network};
-use crate::sandbox::state::Mesh;
 use clap::{Parser, Subcommand};
 use std::future::Future;
 use std::process::ExitCode;
@@ -40,6 +45,9 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Install(install::Args),
+    Upgrade(upgrade::Args),
+    Uninstall(uninstall::Args),
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
@@ -47,7 +55,10 @@ enum Command {
     Top(top::Args),
     Tap(tap::Args),
     Edges(edges::Args),
+    Authz(authz::Args),
     Identity(identity::Args),
+    ProxyMetrics(proxy_metrics::Args),
+    Diagnostics(diagnostics::Args),
     Check(check::Args),
     Why(why::Args),
     Completion(completion::Args),
@@ -63,6 +74,9 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Install(args) => block_on(install::run(args)),
+        Command::Upgrade(args) => block_on(upgrade::run(args)),
+        Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;
@@ -70,11 +84,14 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
         Command::Control(args) => inside(Network::New, None, || control::run(args)),
-        Command::Stat(args) => beside(args.scope.clone(), |mesh| stat::run(args, mesh)),
-        Command::Top(args) => beside(args.scope.clone(), |mesh| top::run(args, mesh)),
-        Command::Tap(args) => beside(args.scope.clone(), |mesh| tap::run(args, mesh)),
-        Command::Edges(args) => beside(args.scope.clone(), |mesh| edges::run(args, mesh)),
-        Command::Identity(args) => beside(args.scope.clone(), |mesh| identity::run(args, mesh)),
+        Command::Stat(args) => looking(&args.scope.clone(), |place| stat::run(args, place)),
+        Command::Top(args) => looking(&args.scope.clone(), |place| top::run(args, place)),
+        Command::Tap(args) => looking(&args.scope.clone(), |place| tap::run(args, place)),
+        Command::Edges(args) => looking(&args.scope.clone(), |place| edges::run(args, place)),
+        Command::Authz(args) => looking(&args.scope.clone(), |place| authz::run(args, place)),
+        Command::Identity(args) => looking(&args.scope.clone(), |place| identity::run(args, place)),
+        Command::ProxyMetrics(args) => looking(&args.scope.clone(), |place| proxy_metrics::run(args, place)),
+        Command::Diagnostics(args) => looking(&args.what.scope().clone(), |place| diagnostics::run(args, place)),
         Command::Check(args) if args.inside => inside(Network::New, None, check::try_inside),
         Command::Check(args) => check::run(args),
         Command::Why(args) => why::run(args),
@@ -98,10 +115,10 @@ fn inside<F: Future<Output = Result<ExitCode>>>(
     }
 }
 
-/// Runs a command in the network of a mesh that is there.
-fn beside<F: Future<Output = Result<ExitCode>>>(scope: Scope, command: impl FnOnce(Mesh) -> F) -> Result<ExitCode> {
-    let mesh = scope.join()?;
-    block_on(command(mesh))
+/// Runs a command that looks at a mesh, on this machine or on a cluster.
+fn looking<F: Future<Output = Result<ExitCode>>>(scope: &Scope, command: impl FnOnce(Place) -> F) -> Result<ExitCode> {
+    let chosen = scope.choose()?;
+    block_on(async { command(chosen.open().await?).await })
 }
 
 fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {

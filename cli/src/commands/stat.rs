@@ -1,55 +1,77 @@
 //! `meshctl stat`.
 
-use crate::connect::{self, Scope};
 use crate::demo::app;
 use crate::error::{CommandError, Result};
 use crate::output::Format;
-use crate::sandbox::state::Mesh;
-use crate::scrape::{Golden, Sample};
+use crate::place::{Place, Scope, Workload};
+use crate::resource::{self, Resource};
+use crate::stats::{self, By, Counted, Scrape, Target};
 use crate::view::{self, Row};
-use gossamer_api::wire::mesh::WorkloadInfo;
+use k8s_openapi::api::core::v1::Service;
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Show success, rate and latency of services
+/// Show success, rate and latency of workloads and services
 ///
-/// Figures are what the proxies count during the window; a service is seen from inside, a mere client by what it sends.
+/// Figures are what the proxies count during the window. A server is seen from inside, a mere client by what it sends;
+/// services, and whatever is limited with --from or --to, as their meshed clients see them.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  meshctl stat                    all services, during the next 2 seconds
-  meshctl stat web -t 10s         one service, during 10 seconds
-  meshctl stat web --replicas     each replica
-  meshctl stat -t 0 -o json       since the proxies started, for programs")]
+  meshctl stat                              all workloads, during the next 2 seconds
+  meshctl stat deploy/web -t 10s            one Deployment, during 10 seconds
+  meshctl stat deploy -A -o wide            all Deployments of a cluster, with bytes
+  meshctl stat pods -n shop                 each pod
+  meshctl stat svc/api --from deploy/web    a service, as one of its clients sees it
+  meshctl stat deploy/web --to svc/api      what a Deployment sends to a service
+  meshctl stat ns                           whole namespaces
+  meshctl stat -t 0 -o json                 since the proxies started, for programs")]
 pub struct Args {
-    /// Services or replicas: web, web-1, web.demo (default: all)
-    names: Vec<String>,
+    /// Kinds and names as for kubectl: deploy, sts/db, pods, ns, svc/api; on this machine: web, web-1 (default: all)
+    resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    /// Only what this workload calls
+    #[arg(long, value_name = "RESOURCE", conflicts_with = "to")]
+    from: Option<String>,
+    /// The namespace of --from [default: the same]
+    #[arg(long, value_name = "NAMESPACE", requires = "from")]
+    from_namespace: Option<String>,
+    /// Only calls to this workload or service
+    #[arg(long, value_name = "RESOURCE")]
+    to: Option<String>,
+    /// The namespace of --to [default: the same]
+    #[arg(long, value_name = "NAMESPACE", requires = "to")]
+    to_namespace: Option<String>,
     /// How long to look; 0: everything since the proxies started
     #[arg(short, long, value_parser = app::duration, default_value = "2s")]
     time_window: Duration,
-    /// A row for each replica
+    /// A row for each pod or replica
     #[arg(long)]
     replicas: bool,
+    /// Also what has no proxy at all
+    #[arg(long)]
+    unmeshed: bool,
     /// How to print it
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
 
 /// Shows it.
-pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
-    let workloads = args.scope.workloads(&mesh, &args.names).await?;
-    if workloads.is_empty() {
-        return Err(CommandError::failed("nothing runs in this mesh").hint("start something with `meshctl run`"));
+pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
+    let wanted = resource::parse(&args.resources)?;
+    let mut rows = if args.from.is_some() || wanted.iter().any(|resource| resource.kind == "service") {
+        as_clients_see(&args, &place, &wanted).await?
+    } else {
+        from_inside(&args, &place, &wanted).await?
+    };
+    if let [Resource { kind, .. }] = &wanted[..]
+        && !kind.is_empty()
+    {
+        // Who asks for one kind need not read it on every line.
+        rows.iter_mut().for_each(|row| row.shown.clear());
     }
-    let started = Instant::now();
-    let before =
-        if args.time_window.is_zero() { vec![None; workloads.len()] } else { connect::scrape(&workloads).await };
-    tokio::time::sleep(args.time_window).await;
-    let after = connect::scrape(&workloads).await;
-    let window = if args.time_window.is_zero() { age(&after) } else { started.elapsed() };
-    let rows = rows(&workloads, &before, &after, window, args.replicas);
     if args.output == Format::Json {
         let named = |row: &Row| {
             let mut json = row.json();
@@ -58,52 +80,112 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
         };
         println!("{:#}", serde_json::Value::Array(rows.iter().map(named).collect()));
     } else {
-        let several = rows.iter().any(|row| row.namespace != rows[0].namespace);
-        print!("{}", view::rows(&rows, args.output, several));
+        let several = args.scope.all_namespaces || rows.iter().any(|row| row.namespace != rows[0].namespace);
+        print!("{}", view::rows(&rows, args.output, several && rows.iter().any(|row| !row.namespace.is_empty())));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// How long the oldest proxy has been running.
-fn age(scraped: &[Option<Vec<Sample>>]) -> Duration {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let starts = scraped.iter().flatten().flatten().filter(|s| s.name == "process_start_time_seconds");
-    let oldest = starts.map(|s| s.value).fold(now.as_secs_f64(), f64::min);
-    Duration::from_secs_f64((now.as_secs_f64() - oldest).max(0.0))
+async fn from_inside(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
+    let workloads = place.workloads(&args.scope, wanted).await?;
+    none_is_an_error(args, place, &workloads)?;
+    let to = args.to.as_ref().map(|to| target(args, place, to, args.to_namespace.as_ref())).transpose()?;
+    let counted = watch(place, &workloads, args.time_window).await;
+    let by = match wanted.first().map(|resource| resource.kind) {
+        _ if args.replicas => By::Pod,
+        Some("pod") => By::Pod,
+        Some("namespace") => By::Namespace,
+        _ => By::Owner,
+    };
+    let mut rows = stats::of_workloads(&workloads, &counted, by, to.as_ref());
+    if let Place::Cluster(_) = place {
+        rows.retain(|row| row.meshed > 0 || args.unmeshed);
+    }
+    Ok(rows)
 }
 
-type Scraped = Vec<Option<Vec<Sample>>>;
-
-/// A row per service or replica, by name.
-pub(crate) fn rows(
-    workloads: &[WorkloadInfo],
-    before: &Scraped,
-    after: &Scraped,
-    window: Duration,
-    replicas: bool,
-) -> Vec<Row> {
-    let mut rows: Vec<Row> = Vec::new();
-    for ((workload, before), after) in workloads.iter().zip(before).zip(after) {
-        let name = if replicas { &workload.replica } else { &workload.name };
-        let same = |row: &Row| row.name == *name && row.namespace == workload.namespace;
-        let at = rows.iter().position(same).unwrap_or_else(|| {
-            let (namespace, name) = (workload.namespace.clone(), name.clone());
-            rows.push(Row { namespace, name, window, ..Row::default() });
-            rows.len() - 1
-        });
-        let row = &mut rows[at];
-        row.replicas += 1;
-        let direction = connect::direction(workload);
-        let golden = |samples: &Vec<Sample>| {
-            let mut golden = Golden::default();
-            golden.add(samples, |s| s.label("direction") == direction);
-            golden
-        };
-        if let Some(after) = after {
-            row.meshed += 1;
-            row.golden.merge(&golden(after).since(&before.as_ref().map(golden).unwrap_or_default()));
-        }
+async fn as_clients_see(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
+    let target_namespace = args.scope.within(place).unwrap_or_default();
+    let wanted = if wanted.is_empty() { &[Resource { kind: "service", name: String::new() }] } else { wanted };
+    if wanted.iter().any(|resource| resource.kind == "route") {
+        return Err(
+            CommandError::usage("routes are not counted by clients").hint("look at the service: meshctl stat svc")
+        );
     }
-    rows.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    rows
+    let targets: Vec<Target> =
+        wanted.iter().map(|r| Target { resource: r.clone(), namespace: target_namespace.clone() }).collect();
+    let everybody = place.all(None).await?;
+    let from = args.from.as_deref().map(resource::one).transpose()?;
+    let at = args.from_namespace.clone().or_else(|| args.scope.within(place));
+    let is_source = |workload: &&Workload| match &from {
+        None => true,
+        Some(from) => {
+            from.means(workload) && (from.kind == "namespace" || at.as_ref().is_none_or(|at| *at == workload.namespace))
+        }
+    };
+    let sources: Vec<Workload> = everybody.iter().filter(is_source).cloned().collect();
+    if let (Some(from), true) = (&from, sources.is_empty()) {
+        return Err(place.nothing(from, at.as_deref(), &everybody));
+    }
+    none_is_an_error(args, place, &sources)?;
+    let services = selectors(args, place).await?;
+    let counted = watch(place, &sources, args.time_window).await;
+    let replicas = |namespace: &str, kind: &str, name: &str| {
+        let selector = services.get(&(namespace.to_string(), name.to_string()));
+        let resource = Resource { kind: resource::kind(kind).unwrap_or_default(), name: name.to_string() };
+        let of: Vec<&Workload> = everybody
+            .iter()
+            .filter(|workload| match (kind, place) {
+                ("namespace", _) => workload.namespace == name,
+                _ if workload.namespace != namespace => false,
+                // On this machine a service's workloads are called like it.
+                ("service", Place::Here(_)) => workload.owner.name == name,
+                ("service", Place::Cluster(_)) => selector.is_some_and(|selector| {
+                    !selector.is_empty() && selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+                }),
+                _ => resource.means(workload),
+            })
+            .collect();
+        (of.iter().filter(|workload| workload.meshed).count(), of.len())
+    };
+    Ok(stats::as_clients_see(&counted, &targets, replicas))
+}
+
+type Selectors = HashMap<(String, String), Vec<(String, String)>>;
+
+async fn selectors(args: &Args, place: &Place) -> Result<Selectors> {
+    let Place::Cluster(cluster) = place else { return Ok(Selectors::new()) };
+    let services: Vec<Service> = cluster.list(args.scope.within(place).as_deref(), "").await?;
+    let one = |service: Service| {
+        let name = (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
+        (name, service.spec.and_then(|spec| spec.selector).unwrap_or_default().into_iter().collect())
+    };
+    Ok(services.into_iter().map(one).collect())
+}
+
+fn target(args: &Args, place: &Place, text: &str, namespace: Option<&String>) -> Result<Target> {
+    let resource = resource::one(text)?;
+    let namespace = namespace.cloned().or_else(|| args.scope.within(place)).unwrap_or_default();
+    Ok(Target { resource, namespace })
+}
+
+fn none_is_an_error(args: &Args, place: &Place, workloads: &[Workload]) -> Result<()> {
+    let found = workloads.iter().any(|workload| workload.meshed);
+    match place {
+        _ if found || (args.unmeshed && !workloads.is_empty()) => Ok(()),
+        _ => Err(place.no_proxy(args.scope.within(place).as_deref())),
+    }
+}
+
+/// What each proxy counts during the window. Each has its own: those asked last end last.
+pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Vec<Option<Counted>> {
+    if window.is_zero() {
+        let after = place.scrape(workloads).await;
+        return after.into_iter().map(|after| Counted::between(None, after)).collect();
+    }
+    let started = Instant::now();
+    let before: Vec<Scrape> = place.scrape_quietly(workloads).await;
+    tokio::time::sleep_until(started + window).await;
+    let after = place.scrape(workloads).await;
+    before.iter().zip(after).map(|(before, after)| Counted::between(Some(before), after)).collect()
 }

@@ -1,9 +1,9 @@
 //! `meshctl tap`.
 
-use crate::connect::Scope;
 use crate::error::Result;
 use crate::output::{Format, paint};
-use crate::sandbox::state::Mesh;
+use crate::place::{Place, Scope};
+use crate::resource;
 use crate::tapping::{self, Filter, address, method_name, micros};
 use futures_util::StreamExt;
 use linkerd2_proxy_api::http_types::{self, headers::Header};
@@ -18,15 +18,17 @@ use std::time::Duration;
 
 /// Show requests as they happen
 ///
-/// Three lines for each: its request, the head of the response, the end of it.
+/// Three lines for each: its request, the head of the response, the end of it. The proxies themselves tell; on a cluster
+/// they are reached by port-forward, so who may do that may tap.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl tap web
-  meshctl tap web --to orders --path /orders
+  meshctl tap deploy/web -n shop --to svc/orders --path /orders
+  meshctl tap pod/web-5d8f9c-x2x7l --method POST --max-rps 10
   meshctl tap web -o json | jq 'select(.responseInitEvent.httpStatus >= 500)'")]
 pub struct Args {
-    /// Services or replicas whose proxies are tapped (default: all)
-    names: Vec<String>,
+    /// Workloads whose proxies are tapped, as for kubectl: deploy/web, pods, web (default: all)
+    resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
     #[command(flatten)]
@@ -40,9 +42,9 @@ pub struct Args {
 }
 
 /// Prints until the time is over, or for ever.
-pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
-    let workloads = args.scope.workloads(&mesh, &args.names).await?;
-    let mut events = tapping::open(&workloads, &args.filter, args.output == Format::Json).await?;
+pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
+    let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let mut events = tapping::open(&place, &workloads, &args.filter, args.output == Format::Json).await?;
     let over = async {
         match args.duration {
             Some(duration) => tokio::time::sleep(duration).await,

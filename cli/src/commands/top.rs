@@ -1,12 +1,11 @@
 //! `meshctl top`.
 
-use crate::connect::Scope;
 use crate::error::{Context, Result};
 use crate::output::{Format, milliseconds, percent, table};
-use crate::sandbox::state::Mesh;
+use crate::place::{Place, Scope, Workload};
+use crate::resource;
 use crate::tapping::{self, Filter, address, method_name, micros};
 use futures_util::StreamExt;
-use gossamer_api::wire::mesh::WorkloadInfo;
 use linkerd2_proxy_api::tap::tap_event::http::{Event, StreamId};
 use linkerd2_proxy_api::tap::tap_event::{self, ProxyDirection};
 use linkerd2_proxy_api::tap::{TapEvent, eos};
@@ -27,12 +26,13 @@ use tokio::sync::mpsc;
 #[command(after_help = "Examples:
   meshctl top                       all calls between services
   meshctl top web --to catalog
+  meshctl top deploy/web -n shop
   meshctl top --duration 10s -o json
 
 Keys: q ends, s changes the order.")]
 pub struct Args {
-    /// Services or replicas whose proxies are tapped (default: all, seen from their clients)
-    names: Vec<String>,
+    /// Workloads whose proxies are tapped: deploy/web, pods, web (default: all, seen from their clients)
+    resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
     #[command(flatten)]
@@ -58,11 +58,13 @@ const PENDING: usize = 10_000;
 const FRAME: Duration = Duration::from_millis(250);
 
 /// Shows it.
-pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
-    let workloads = args.scope.workloads(&mesh, &args.names).await?;
-    let everybody = args.scope.workloads(&mesh, &[]).await?;
-    let mut events = tapping::open(&workloads, &args.filter, false).await?;
-    let mut board = Board::new(&everybody, args.names.is_empty(), args.hide_sources);
+pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
+    let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let mut events = tapping::open(&place, &workloads, &args.filter, false).await?;
+    // Names for addresses: of everybody if one may list them, else of those at hand.
+    let everybody = place.all(None).await;
+    let everybody = everybody.as_deref().unwrap_or(&workloads);
+    let mut board = Board::new(everybody, args.resources.is_empty(), args.hide_sources);
     let live = args.output != Format::Json && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
     if live {
         let mut screen = Screen::open()?;
@@ -119,8 +121,8 @@ struct Board {
 }
 
 impl Board {
-    fn new(workloads: &[WorkloadInfo], outbound_only: bool, hide_sources: bool) -> Board {
-        let name = |w: &WorkloadInfo| Some((w.address.parse().ok()?, w.name.clone()));
+    fn new(workloads: &[Workload], outbound_only: bool, hide_sources: bool) -> Board {
+        let name = |w: &Workload| Some((w.address.parse().ok()?, w.owner_text()));
         let names = workloads.iter().filter_map(name).collect();
         let (pending, calls) = Default::default();
         Board { names, outbound_only, hide_sources, pending, calls, by_worst: false }

@@ -5,7 +5,9 @@
 
 use gossamer_api::defaults;
 use gossamer_api::kubernetes::Map;
-use gossamer_api::policy::{Backoff, Breaker, Load, LoadPenalty, Retry, SuccessRate, Timeouts};
+use gossamer_api::policy::{
+    Backoff, Breaker, Delay, Extension, Failure, Filter, Load, LoadPenalty, Retry, SuccessRate, Timeouts,
+};
 use gossamer_api::settings::parse_duration;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -40,6 +42,34 @@ pub(super) fn retry(from: &Map, problems: &mut Vec<String>) -> Option<Retry> {
         timeout,
         backoff: Some(retry_backoff()),
     })
+}
+
+/// Faults for tests of those who call (`fault.gossamer.io/{delay,abort}`, for a share of requests with `-percent`). An
+/// abort is an HTTP status, or a gRPC code on a gRPC route.
+pub(super) fn faults(from: &Map, grpc: bool, problems: &mut Vec<String>) -> Vec<Filter> {
+    let percent = |name: &str, problems: &mut Vec<String>| {
+        let share = read(from, FAULT, name, problems, |v| match v.parse::<u32>() {
+            Ok(percent) if percent <= 100 => Ok(percent),
+            _ => Err("a whole number from 0 to 100".into()),
+        });
+        (share.unwrap_or(100), 100)
+    };
+    let status = |value: &str| match value.parse::<u16>() {
+        Ok(code) if grpc && (1..=16).contains(&code) => Ok(code),
+        Ok(status) if !grpc && (400..600).contains(&status) => Ok(status),
+        _ if grpc => Err("a gRPC code from 1 to 16".into()),
+        _ => Err("an HTTP status from 400 to 599".into()),
+    };
+    let mut faults = Vec::new();
+    if let Some(status) = read(from, FAULT, "abort", problems, status) {
+        let message = "by the route's annotation".into();
+        faults.push(Filter::Fail(Failure { status, message, ratio: percent("abort-percent", problems) }));
+    }
+    if let Some(time) = read(from, FAULT, "delay", problems, duration) {
+        let delay = Extension::Delay(Delay { time, ratio: percent("delay-percent", problems) });
+        faults.push(Filter::Extension(Box::new(delay)));
+    }
+    faults
 }
 
 /// Waits between attempts. Source: Linkerd's policy controller (25 to 250 ms, jitter 1).
@@ -201,6 +231,7 @@ fn parts(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
+const FAULT: &[&str] = &["fault"];
 /// Linkerd keeps its younger annotations under an `alpha` name.
 const BALANCER: &[&str] = &["balancer", "balancer.alpha"];
 
@@ -234,6 +265,25 @@ mod tests {
         let timeouts = timeouts(&from, &mut problems);
         assert_eq!((timeouts.request, timeouts.idle), (Some(Duration::from_secs(2)), None));
         assert_eq!(problems.len(), 1);
+    }
+
+    #[test]
+    fn faults_have_a_share_and_speak_the_routes_language() {
+        let mut problems = Vec::new();
+        assert_eq!(faults(&Map::new(), false, &mut problems), []);
+        let from = map(&[
+            ("fault.gossamer.io/abort", "503"),
+            ("fault.gossamer.io/delay", "150ms"),
+            ("fault.gossamer.io/delay-percent", "10"),
+        ]);
+        let [Filter::Fail(abort), Filter::Extension(delay)] = &faults(&from, false, &mut problems)[..] else {
+            panic!()
+        };
+        assert_eq!((abort.status, abort.ratio), (503, (100, 100)));
+        let expected = Delay { time: Duration::from_millis(150), ratio: (10, 100) };
+        assert_eq!(**delay, Extension::Delay(expected));
+        assert_eq!(faults(&from, true, &mut problems).len(), 1);
+        assert!(problems[0].contains("a gRPC code"), "{problems:?}");
     }
 
     #[test]

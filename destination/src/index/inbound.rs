@@ -10,7 +10,7 @@
 //! **Invariant:** what can't be expressed is denied.
 
 use super::Index;
-use super::workloads::Workload;
+use super::workloads::{Probe, Workload};
 use gossamer_api::authorization::{
     Authentication, Authorization, InboundHttp, InboundProtocol, InboundRoute, InboundRule, Network, Server,
 };
@@ -87,13 +87,19 @@ struct Grant {
 }
 
 impl Index {
+    /// The policies that select a port of a workload, by name.
+    pub fn policies(&self, name: &Name, port: u16) -> Vec<(&Name, &AuthorizationPolicy)> {
+        let Some(workload) = self.workloads.get(name) else { return Vec::new() };
+        super::in_namespace(&self.policies, &name.namespace)
+            .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
+            .filter(|(_, policy)| self.selects(policy, name, workload) && selects_port(policy, workload, port))
+            .collect()
+    }
+
     /// Who may use a port; `None` for a workload that is not known.
     pub fn server(&self, name: &Name, port: u16) -> Option<Server> {
         let workload = self.workloads.get(name)?;
-        let policies: Vec<_> = super::in_namespace(&self.policies, &name.namespace)
-            .filter_map(|policy| Some((policy, self.policies.get(policy)?)))
-            .filter(|(_, policy)| self.selects(policy, name, workload) && selects_port(policy, workload, port))
-            .collect();
+        let policies = self.policies(name, port);
         let allows = || policies.iter().filter(|(_, policy)| policy.spec.action != Action::Deny);
         let default = self.default_policy(name, workload);
         let mut grants = Vec::new();
@@ -150,11 +156,15 @@ impl Index {
         denials: &[(&Name, &AuthorizationPolicy)],
     ) -> Vec<InboundRoute> {
         let mut routes = Vec::new();
-        if let Some(paths) = workload.probes.get(&port) {
-            let get = |path: &String| RequestMatch {
-                path: Some(PathMatch::Exact(path.clone())),
-                method: Some("GET".into()),
-                ..RequestMatch::default()
+        let mut probes = workload.probes(port).peekable();
+        if probes.peek().is_some() {
+            let request = |probe: &Probe| {
+                let (path, method) = match probe {
+                    Probe::Get(path) => (&**path, "GET"),
+                    Probe::Grpc => (GRPC_HEALTH, "POST"),
+                };
+                let path = Some(PathMatch::Exact(path.into()));
+                RequestMatch { path, method: Some(method.into()), ..RequestMatch::default() }
             };
             let authorization = Authorization {
                 meta: Meta::named("probe"),
@@ -162,7 +172,7 @@ impl Index {
                 authentication: Authentication::Unauthenticated,
                 labels: labels(&Meta::named("probe")),
             };
-            let matches = paths.iter().map(get).collect();
+            let matches = probes.map(request).collect();
             routes.push(route(Meta::named("probe"), matches, vec![authorization]));
         }
         let denied = denials.iter().flat_map(|(_, policy)| policy.spec.to.iter().flat_map(requests));
@@ -305,7 +315,7 @@ impl Index {
     }
 
     pub(super) fn selects(&self, policy: &AuthorizationPolicy, name: &Name, workload: &Workload) -> bool {
-        if !policy.spec.selector.selects(&workload.labels) {
+        if !policy.spec.selector.selects(|key| workload.labels.get(key)) {
             return false;
         }
         let Some(service) = &policy.spec.service else { return true };
@@ -463,5 +473,7 @@ fn anywhere() -> Vec<Network> {
     networks(&[IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())])
 }
 
+/// What the kubelet calls for a gRPC health check (it could not be told another service's path).
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 /// For proxies that wait; Linkerd's.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(10);

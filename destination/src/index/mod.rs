@@ -12,16 +12,20 @@ mod names;
 mod outbound;
 mod routes;
 mod services;
+mod status;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod workloads;
 
 pub use endpoints::EndpointSet;
 pub use inbound::DefaultPolicy;
 pub use names::Asked;
+pub use status::Condition;
 
+use endpoints::Slice;
 use gossamer_api::defaults;
-use gossamer_api::kubernetes::{AuthorizationPolicy, EndpointSlice, Key, Kind, Map, Name, Object};
+use gossamer_api::kubernetes::{AuthorizationPolicy, Key, Kind, Map, Metadata, Name, Object};
 use gossamer_api::settings::Ports;
 use gossamer_api::workload::Identity;
 use ipnet::IpNet;
@@ -29,6 +33,7 @@ use routes::Route;
 use services::Service;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use texts::Texts;
 use workloads::Workload;
 
 /// What is the same for the whole cluster.
@@ -126,6 +131,7 @@ pub struct Index {
     routes_to: BTreeMap<Name, BTreeSet<Key>>,
     policies: BTreeMap<Name, AuthorizationPolicy>,
     problems: BTreeMap<Key, Vec<String>>,
+    texts: Texts,
 }
 
 /// A relation between two names, readable from both sides.
@@ -185,10 +191,18 @@ fn drop_ip(map: &mut HashMap<IpAddr, BTreeSet<Name>>, ip: IpAddr, name: &Name) {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Slice {
-    service: Name,
-    object: EndpointSlice,
+/// An object, as far as it matters.
+#[derive(PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "lives for a moment")]
+enum Entry {
+    Namespace(NamespaceConfig),
+    /// A zone, if it says one.
+    Node(Option<String>),
+    Service(Service),
+    Workload(Workload),
+    Slice(Option<Slice>),
+    Route(Route),
+    Policy(AuthorizationPolicy),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -211,12 +225,20 @@ impl Index {
 
     /// Takes a new or changed object; gives what may have changed by it.
     pub fn apply(&mut self, object: Object) -> BTreeSet<Subject> {
-        let key = object.key();
+        let (kind, metadata) = (object.kind(), object.metadata());
+        let key = Key { kind, name: self.texts.name(&metadata.namespace, &metadata.name) };
         let mut changed = BTreeSet::new();
+        let (entry, problems) = self.read(object);
+        // Most changes in a cluster are of no concern: heartbeats, conditions, a list that is repeated.
+        if self.has(&key, &entry) {
+            self.report(key, problems);
+            return changed;
+        }
         self.touch(&key, &mut changed);
         let before = self.members(&key);
         self.remove(&key);
-        self.insert(&key, object);
+        self.insert(&key, entry);
+        self.report(key.clone(), problems);
         self.touch(&key, &mut changed);
         self.touch_moved(&key, &before, &mut changed);
         changed
@@ -237,6 +259,12 @@ impl Index {
         self.problems.get(key).map_or(&[], Vec::as_slice)
     }
 
+    /// The UID of a policy.
+    pub fn uid(&self, key: &Key) -> Option<&str> {
+        let policy = (key.kind == Kind::AuthorizationPolicy).then(|| self.policies.get(&key.name)).flatten();
+        policy.map(|policy| policy.metadata.uid.as_str())
+    }
+
     /// How many services and workloads there are.
     pub fn len(&self) -> (usize, usize) {
         (self.services.len(), self.workloads.len())
@@ -247,12 +275,28 @@ impl Index {
         self.len() == (0, 0)
     }
 
+    /// The names of all objects of a kind.
+    pub fn names(&self, kind: Kind) -> Vec<Name> {
+        let cluster_wide = |name: &String| Name::new("", name);
+        match kind {
+            Kind::Namespace => self.namespaces.keys().map(cluster_wide).collect(),
+            Kind::Node => self.zones.keys().map(cluster_wide).collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::Pod => self.workloads.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.routes.keys().filter(|key| key.kind == kind).map(|key| key.name.clone()).collect()
+            }
+            Kind::AuthorizationPolicy => self.policies.keys().cloned().collect(),
+        }
+    }
+
     /// Where a workload asks from.
     pub fn source(&self, namespace: &str, pod: &str, node: &str) -> Source {
         let workload = self.workloads.get(&Name::new(namespace, pod));
-        let node = if node.is_empty() { workload.map_or("", |w| w.node.as_str()) } else { node };
-        let zone = workload.and_then(|w| w.zone.as_ref()).or_else(|| self.zones.get(node));
-        Source { namespace: namespace.to_string(), node: node.to_string(), zone: zone.cloned().unwrap_or_default() }
+        let node = if node.is_empty() { workload.map_or("", |w| &*w.node) } else { node };
+        let zone = workload.and_then(|w| w.zone.as_deref()).or_else(|| self.zones.get(node).map(String::as_str));
+        Source { namespace: namespace.to_string(), node: node.to_string(), zone: zone.unwrap_or_default().to_string() }
     }
 
     /// Adds what depends on an object as it is now.
@@ -367,21 +411,60 @@ impl Index {
         }
     }
 
-    fn insert(&mut self, key: &Key, object: Object) {
-        let name = key.name.clone();
-        let mut problems = Vec::new();
-        match object {
+    /// What of an object matters, and what in it has no effect.
+    fn read(&mut self, object: Object) -> (Entry, Vec<String>) {
+        let (mut problems, keep) = (Vec::new(), &mut self.texts);
+        let entry = match object {
             Object::Namespace(namespace) => {
-                let config = NamespaceConfig::read(&namespace.metadata.annotations, &mut problems);
-                self.namespaces.insert(name.name.to_string(), config);
+                Entry::Namespace(NamespaceConfig::read(&namespace.metadata.annotations, &mut problems))
             }
-            Object::Node(node) => {
-                if let Some(zone) = node.metadata.labels.get(ZONE_LABEL) {
-                    self.zones.insert(name.name.to_string(), zone.clone());
-                }
+            Object::Node(node) => Entry::Node(node.metadata.labels.get(ZONE_LABEL).cloned()),
+            Object::Service(service) => Entry::Service(Service::read(&service, &mut problems)),
+            Object::Pod(pod) => Entry::Workload(Workload::read(&pod, &self.cluster, keep, &mut problems)),
+            Object::EndpointSlice(slice) => Entry::Slice(Slice::read(&slice, keep, &mut problems)),
+            Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
+                Entry::Route(Route::read(&object, &mut problems))
             }
-            Object::Service(service) => {
-                let service = Service::read(&service, &mut problems);
+            Object::AuthorizationPolicy(mut policy) => {
+                inbound::check(&policy, &mut problems);
+                // What it says is in `spec`; the rest changes without meaning.
+                let uid = std::mem::take(&mut policy.metadata.uid);
+                let namespace = std::mem::take(&mut policy.metadata.namespace);
+                policy.metadata = Metadata { uid, namespace, ..Metadata::default() };
+                Entry::Policy(policy)
+            }
+        };
+        (entry, problems)
+    }
+
+    /// True when it is known exactly so.
+    fn has(&self, key: &Key, entry: &Entry) -> bool {
+        let name = &key.name;
+        match entry {
+            Entry::Namespace(config) => self.namespaces.get(&*name.name) == Some(config),
+            Entry::Node(zone) => self.zones.get(&*name.name) == zone.as_ref(),
+            Entry::Service(service) => self.services.get(name) == Some(service),
+            Entry::Workload(workload) => self.workloads.get(name) == Some(workload),
+            Entry::Slice(slice) => self.slices.get(name) == slice.as_ref(),
+            Entry::Route(route) => self.routes.get(key) == Some(route),
+            Entry::Policy(policy) => self.policies.get(name) == Some(policy),
+        }
+    }
+
+    fn report(&mut self, key: Key, problems: Vec<String>) {
+        match problems.is_empty() {
+            true => drop(self.problems.remove(&key)),
+            false => drop(self.problems.insert(key, problems)),
+        }
+    }
+
+    fn insert(&mut self, key: &Key, entry: Entry) {
+        let name = key.name.clone();
+        match entry {
+            Entry::Namespace(config) => drop(self.namespaces.insert(name.name.to_string(), config)),
+            Entry::Node(Some(zone)) => drop(self.zones.insert(name.name.to_string(), zone)),
+            Entry::Node(None) | Entry::Slice(None) => {}
+            Entry::Service(service) => {
                 for ip in &service.ips {
                     self.service_ips.entry(*ip).or_default().insert(name.clone());
                 }
@@ -392,8 +475,7 @@ impl Index {
                 }
                 self.services.insert(name, service);
             }
-            Object::Pod(pod) => {
-                let workload = Workload::read(&pod, &self.cluster, &mut problems);
+            Entry::Workload(workload) => {
                 for ip in &workload.ips {
                     self.workload_ips.entry(*ip).or_default().insert(name.clone());
                 }
@@ -407,21 +489,14 @@ impl Index {
                 }
                 self.workloads.insert(name, workload);
             }
-            Object::EndpointSlice(slice) => match slice.metadata.labels.get(SERVICE_LABEL) {
-                Some(service) => {
-                    let service = Name::new(&name.namespace, service);
-                    self.slices_of.insert(&service, &name);
-                    for endpoint in &slice.endpoints {
-                        if let Some(pod) = endpoints::pod_of(&name, endpoint) {
-                            self.slices_with.insert(&pod, &name);
-                        }
-                    }
-                    self.slices.insert(name, Slice { service, object: slice });
+            Entry::Slice(Some(slice)) => {
+                self.slices_of.insert(&slice.service, &name);
+                for pod in slice.pods() {
+                    self.slices_with.insert(pod, &name);
                 }
-                None => problems.push(format!("has no label {SERVICE_LABEL}: belongs to no service")),
-            },
-            Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
-                let route = Route::read(&object, &mut problems);
+                self.slices.insert(name, slice);
+            }
+            Entry::Route(route) => {
                 for (parent, _) in &route.parents {
                     self.routes_of.entry(parent.clone()).or_default().insert(key.clone());
                 }
@@ -430,13 +505,7 @@ impl Index {
                 }
                 self.routes.insert(key.clone(), route);
             }
-            Object::AuthorizationPolicy(policy) => {
-                inbound::check(&policy, &mut problems);
-                self.policies.insert(name, policy);
-            }
-        }
-        if !problems.is_empty() {
-            self.problems.insert(key.clone(), problems);
+            Entry::Policy(policy) => drop(self.policies.insert(name, policy)),
         }
     }
 
@@ -518,4 +587,3 @@ fn in_namespace<'a, T>(map: &'a BTreeMap<Name, T>, namespace: &str) -> impl Iter
 }
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -56,7 +56,7 @@ impl Index {
         {
             return match instance {
                 None => self.services.get(&service)?.ips.first().copied(),
-                Some(pod) => self.workloads.get(&Name::new(&service.namespace, &pod))?.ips.first().copied(),
+                Some(pod) => self.workloads.get(&self.instance(&service, &pod)?)?.ips.first().copied(),
             };
         }
         let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -72,11 +72,15 @@ impl Index {
         let parts: Vec<&str> = whole.unwrap_or(host).split('.').collect();
         let known = |namespace: &str, name: &str| {
             let name = Name::new(namespace, name);
-            self.services.contains_key(&name).then_some(name)
+            self.services.get(&name).is_some_and(|service| !service.external).then_some(name)
         };
         match parts[..] {
             // A whole name says what it is even before the service is there.
-            [name, in_namespace] if whole.is_some() => Some((None, Name::new(in_namespace, name))),
+            [name, in_namespace] if whole.is_some() => {
+                let name = Name::new(in_namespace, name);
+                // What an alias stands for, DNS alone knows.
+                self.services.get(&name).is_none_or(|service| !service.external).then_some((None, name))
+            }
             [name] => known(namespace, name).map(|service| (None, service)),
             [name, in_namespace] => known(in_namespace, name)
                 .map(|service| (None, service))

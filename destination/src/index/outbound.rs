@@ -1,14 +1,14 @@
 //! How requests to a target are treated: what is known of the target, its routes, and defaults for the rest.
 
-use super::routes::{Route, Rule, RuleBackend, failure};
+use super::routes::{Route, Rule, RuleBackend, RuleFilter, failure};
 use super::services::{Port, Service, Speaks};
 use super::{Asked, Index, Source};
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::kubernetes::{Key, Kind, Name};
 use gossamer_api::policy::{
-    Backend, BackendTarget, Distribution, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy, OutboundProtocol,
-    PathMatch, Queue, Refuse, RequestMatch, RouteBackend, TcpRoute, TcpRule,
+    Backend, BackendTarget, Distribution, Extension, Filter, HttpRoute, HttpRoutes, HttpRule, Meta, Mirror,
+    OutboundPolicy, OutboundProtocol, PathMatch, Queue, Refuse, RequestMatch, RouteBackend, TcpRoute, TcpRule,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,10 +19,10 @@ impl Index {
         match asked {
             Asked::Service(name, port) => Some(self.service_policy(name, self.services.get(name)?, *port, source)),
             Asked::Instance(service, pod, port) => {
-                let service = self.services.get(service).and_then(|s| Some((s.port(*port)?, service)))?;
-                let pod = Name::new(&service.1.namespace, pod);
-                let workload = self.workloads.get(&pod).filter(|_| self.workloads_of(service.1).any(|w| *w == pod))?;
-                let addr = SocketAddr::new(*workload.ips.first()?, workload.port(&service.0.target)?);
+                let target = &self.services.get(service)?.port(*port)?.target;
+                let pod = self.instance(service, pod)?;
+                let workload = self.workloads.get(&pod)?;
+                let addr = SocketAddr::new(*workload.ips.first()?, workload.port(target)?);
                 Some(self.workload_policy(&pod, addr, source))
             }
             Asked::Workload(name, addr) => Some(self.workload_policy(name, *addr, source)),
@@ -31,12 +31,18 @@ impl Index {
     }
 
     fn workload_policy(&self, name: &Name, addr: SocketAddr, source: &Source) -> OutboundPolicy {
-        let opaque = self.workloads.get(name).is_some_and(|workload| self.is_opaque(name, workload, addr.port()));
+        let workload = self.workloads.get(name);
+        let speaks = workload.map_or(Speaks::Unknown, |workload| self.workload_speaks(name, workload, addr.port()));
         let endpoint = self.workload_endpoint(name, addr, source);
         let meta = endpoint.meta.clone().unwrap_or_else(|| Meta::named("endpoint"));
         let backend = Backend { meta, queue: QUEUE, target: BackendTarget::Forward(Box::new(endpoint)) };
-        let protocol =
-            if opaque { OutboundProtocol::Opaque(vec![default_tcp("opaque", backend)]) } else { detect(backend) };
+        let protocol = match speaks {
+            Speaks::Unknown => detect(backend),
+            Speaks::Http1 => OutboundProtocol::Http1(single("http", backend)),
+            Speaks::Http2 => OutboundProtocol::Http2(single("http", backend)),
+            Speaks::Grpc => OutboundProtocol::Grpc(single("grpc", backend)),
+            Speaks::Opaque => OutboundProtocol::Opaque(vec![default_tcp("opaque", backend)]),
+        };
         OutboundPolicy { meta: Meta::named("endpoint"), protocol }
     }
 
@@ -129,7 +135,7 @@ impl Index {
     }
 
     fn http_rule(&self, rule: &Rule, parent: &Backend) -> HttpRule {
-        let mut filters = rule.filters.clone();
+        let mut filters = self.filters(&rule.filters);
         let own = |backend: Backend, filters| RouteBackend { backend, filters };
         let backends = match &rule.backends {
             None => Distribution::First(vec![own(parent.clone(), Vec::new())]),
@@ -139,7 +145,8 @@ impl Index {
             }
             Some(all) => {
                 let used = all.iter().filter(|backend| backend.weight > 0);
-                Distribution::Random(used.map(|b| (own(self.rule_backend(b), b.filters.clone()), b.weight)).collect())
+                let read = |b: &RuleBackend| (own(self.rule_backend(b), self.filters(&b.filters)), b.weight);
+                Distribution::Random(used.map(read).collect())
             }
         };
         HttpRule {
@@ -150,6 +157,19 @@ impl Index {
             retry: rule.retry.clone(),
             allow_l5d_request_headers: false,
         }
+    }
+
+    /// A mirror to a service that does not exist is none (Gateway API).
+    fn filters(&self, from: &[RuleFilter]) -> Vec<Filter> {
+        let read = |filter: &RuleFilter| match filter {
+            RuleFilter::Plain(filter) => Some(filter.clone()),
+            RuleFilter::Mirror(to, ratio) => {
+                let backend = self.rule_backend(to);
+                let mirror = Extension::Mirror(Mirror { backend: backend.clone(), ratio: *ratio });
+                (backend.target != BackendTarget::Invalid).then(|| Filter::Extension(Box::new(mirror)))
+            }
+        };
+        from.iter().filter_map(read).collect()
     }
 
     fn tcp_routes(
@@ -223,6 +243,9 @@ impl Index {
             Asked::Instance(..) => match self.outbound(asked, source).map(|policy| policy.protocol) {
                 Some(OutboundProtocol::Opaque(routes)) => (true, endpoint_of(&routes)),
                 Some(OutboundProtocol::Detect { opaque, .. }) => (false, endpoint_of(&opaque)),
+                Some(OutboundProtocol::Http1(http) | OutboundProtocol::Http2(http) | OutboundProtocol::Grpc(http)) => {
+                    (false, http_endpoint_of(&http))
+                }
                 _ => (false, None),
             },
         }
@@ -230,7 +253,14 @@ impl Index {
 }
 
 fn endpoint_of(routes: &[TcpRoute]) -> Option<Endpoint> {
-    let backend = routes.first()?.rules.first()?.backends.backends().next()?;
+    forwarded(routes.first()?.rules.first()?.backends.backends().next()?)
+}
+
+fn http_endpoint_of(http: &HttpRoutes) -> Option<Endpoint> {
+    forwarded(&http.routes.first()?.rules.first()?.backends.backends().next()?.backend)
+}
+
+fn forwarded(backend: &Backend) -> Option<Endpoint> {
     match &backend.target {
         BackendTarget::Forward(endpoint) => Some((**endpoint).clone()),
         _ => None,
@@ -245,15 +275,21 @@ fn forward_policy(addr: SocketAddr) -> OutboundPolicy {
     OutboundPolicy { meta, protocol: detect(backend) }
 }
 
-/// To be found out; one backend, which has no breaker because there is no other.
+/// To be found out.
 fn detect(backend: Backend) -> OutboundProtocol {
+    detect_with(single("http", backend.clone()), vec![default_tcp("opaque", backend)])
+}
+
+/// One backend, which has no breaker because there is no other.
+fn single(label: &str, backend: Backend) -> HttpRoutes {
+    let grpc = label == "grpc";
     let rule = HttpRule {
-        matches: vec![everything()],
-        backends: Distribution::First(vec![RouteBackend { backend: backend.clone(), filters: Vec::new() }]),
+        matches: vec![if grpc { RequestMatch::default() } else { everything() }],
+        backends: Distribution::First(vec![RouteBackend { backend, filters: Vec::new() }]),
         ..HttpRule::default()
     };
-    let route = HttpRoute { meta: Meta::named("http"), hosts: Vec::new(), rules: vec![rule], grpc: false };
-    detect_with(HttpRoutes { routes: vec![route], breaker: None }, vec![default_tcp("opaque", backend)])
+    let route = HttpRoute { meta: Meta::named(label), hosts: Vec::new(), rules: vec![rule], grpc };
+    HttpRoutes { routes: vec![route], breaker: None }
 }
 
 fn detect_with(routes: HttpRoutes, opaque: Vec<TcpRoute>) -> OutboundProtocol {

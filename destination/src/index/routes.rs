@@ -1,18 +1,18 @@
 //! Gateway API routes in the mesh's words, read once when the object comes; backends are looked up when asked.
 //!
-//! What can't be obeyed is left out and reported. A filter that is not supported is ignored and the route stays, so
-//! that traffic keeps its way; a match that is not supported is left out with its traffic, because to match more than
-//! was asked for would send requests astray.
+//! What can't be obeyed is reported, and never applied half: a filter that is not supported makes its requests fail (it
+//! may be somebody's lock), and a match that is not supported is left out with its traffic, because to match more than was
+//! asked for would send requests astray.
 
 use super::annotations;
 use gossamer_api::defaults;
 use gossamer_api::kubernetes::{
     BackendRef, GrpcRouteMatch, HeaderModifier, HttpRouteMatch, HttpRouteRule, Key, Kind, Name, NamedMatch, Object,
-    ParentRef, RequestRedirect, RouteFilter, RouteRetry,
+    ParentRef, PathRewrite, RequestMirror, RequestRedirect, RouteFilter, RouteRetry, UrlRewrite,
 };
 use gossamer_api::policy::{
-    Backoff, Failure, Filter, HeaderEdit, HeaderMatch, HostMatch, Meta, PathMatch, PathModifier, QueryMatch, Redirect,
-    RequestMatch, Retry, Timeouts, ValueMatch,
+    Backoff, Extension, Failure, Filter, HeaderEdit, HeaderMatch, HostMatch, Meta, PathMatch, PathModifier, QueryMatch,
+    Redirect, RequestMatch, Retry, Rewrite, Timeouts, ValueMatch,
 };
 use gossamer_api::settings::parse_duration;
 use std::time::Duration;
@@ -33,11 +33,20 @@ pub(super) struct Route {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Rule {
     pub(super) matches: Vec<RequestMatch>,
-    pub(super) filters: Vec<Filter>,
+    pub(super) filters: Vec<RuleFilter>,
     /// `None`: the parent itself.
     pub(super) backends: Option<Vec<RuleBackend>>,
     pub(super) timeouts: Timeouts,
     pub(super) retry: Option<Retry>,
+}
+
+/// What a rule does to requests.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum RuleFilter {
+    /// As it is.
+    Plain(Filter),
+    /// A copy of this share of requests; the service is looked up when asked.
+    Mirror(Box<RuleBackend>, (u32, u32)),
 }
 
 /// Where a rule sends requests.
@@ -48,7 +57,7 @@ pub(super) struct RuleBackend {
     pub(super) name: String,
     pub(super) port: Option<u16>,
     pub(super) weight: u32,
-    pub(super) filters: Vec<Filter>,
+    pub(super) filters: Vec<RuleFilter>,
 }
 
 impl Route {
@@ -64,7 +73,8 @@ impl Route {
                 let mut rules = Vec::new();
                 for rule in &route.spec.rules {
                     let matches = matches(&rule.matches, problems, grpc_match);
-                    let filters = filters(&rule.filters, problems);
+                    let mut filters = filters(&rule.filters, namespace, problems);
+                    filters.iter_mut().for_each(carry_response_headers);
                     let backends = backends(&rule.backend_refs, namespace, problems);
                     rules.extend(matches.map(|matches| Rule { matches, filters, backends, ..Rule::default() }));
                 }
@@ -99,11 +109,13 @@ impl Route {
         }
         let notes = &object.metadata().annotations;
         let (timeouts, retry) = (annotations::timeouts(notes, problems), annotations::retry(notes, problems));
+        let faults = annotations::faults(notes, object.kind() == Kind::GrpcRoute, problems);
         for rule in &mut self.rules {
             rule.timeouts.request = rule.timeouts.request.or(timeouts.request);
             rule.timeouts.response = rule.timeouts.response.or(timeouts.response);
             rule.timeouts.idle = rule.timeouts.idle.or(timeouts.idle);
             rule.retry = rule.retry.take().or_else(|| retry.clone());
+            rule.filters.splice(0..0, faults.iter().cloned().map(RuleFilter::Plain));
         }
     }
 
@@ -120,9 +132,14 @@ impl Route {
         }
     }
 
-    /// The services that it sends something to.
+    /// The services that it sends something to, copies among it.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Name> {
-        self.rules.iter().flat_map(|rule| rule.backends.iter().flatten()).filter_map(|backend| backend.service.as_ref())
+        let backends = self.rules.iter().flat_map(|rule| rule.backends.iter().flatten());
+        let mirrors = self.rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
+            RuleFilter::Mirror(backend, _) => Some(&**backend),
+            RuleFilter::Plain(_) => None,
+        });
+        backends.chain(mirrors).filter_map(|backend| backend.service.as_ref())
     }
 
     /// True when it treats requests to this port of this service.
@@ -152,7 +169,7 @@ fn http_rule(rule: &HttpRouteRule, namespace: &str, problems: &mut Vec<String>) 
         Some(retry) => retry.timeout = attempt,
         None => timeouts.response = attempt,
     }
-    let filters = filters(&rule.filters, problems);
+    let filters = filters(&rule.filters, namespace, problems);
     Some(Rule { matches, filters, backends: backends(&rule.backend_refs, namespace, problems), timeouts, retry })
 }
 
@@ -243,8 +260,8 @@ fn checked(expression: &str) -> Result<String, String> {
     }
 }
 
-/// Filters that are supported; the others are reported and ignored.
-fn filters(from: &[RouteFilter], problems: &mut Vec<String>) -> Vec<Filter> {
+/// All filters; what stands for one that is not supported fails the rule's requests.
+fn filters(from: &[RouteFilter], namespace: &str, problems: &mut Vec<String>) -> Vec<RuleFilter> {
     let mut found = Vec::new();
     for filter in from {
         let read = match filter.kind.as_str() {
@@ -253,14 +270,50 @@ fn filters(from: &[RouteFilter], problems: &mut Vec<String>) -> Vec<Filter> {
                 filter.response_header_modifier.as_ref().map(|h| Filter::ResponseHeaders(edit(h)))
             }
             "RequestRedirect" => filter.request_redirect.as_ref().map(|r| Filter::Redirect(redirect(r))),
+            "URLRewrite" => filter.url_rewrite.as_ref().map(|r| Filter::Extension(Box::new(rewrite(r)))),
+            "RequestMirror" => {
+                match &filter.request_mirror {
+                    Some(of) => found.push(mirror(of, namespace, problems)),
+                    // A copy that goes nowhere changes nothing for the request.
+                    None => problems.push("filter \"RequestMirror\" is ignored: it is empty".into()),
+                }
+                continue;
+            }
             _ => None,
         };
-        match read {
-            Some(filter) => found.push(filter),
-            None => problems.push(format!("filter {:?} is ignored: not supported, or empty", filter.kind)),
-        }
+        found.push(RuleFilter::Plain(read.unwrap_or_else(|| {
+            let problem = format!("filter {:?} is not supported, or empty: its requests fail", filter.kind);
+            problems.push(problem.clone());
+            failure(problem)
+        })));
     }
     found
+}
+
+/// Linkerd's gRPC routes cannot carry changes of response headers.
+fn carry_response_headers(filter: &mut RuleFilter) {
+    if let RuleFilter::Plain(Filter::ResponseHeaders(edit)) = filter {
+        *filter = RuleFilter::Plain(Filter::Extension(Box::new(Extension::ResponseHeaders(std::mem::take(edit)))));
+    }
+}
+
+fn rewrite(from: &UrlRewrite) -> Extension {
+    Extension::Rewrite(Rewrite { host: from.hostname.clone(), path: from.path.as_ref().and_then(path_modifier) })
+}
+
+fn mirror(from: &RequestMirror, namespace: &str, problems: &mut Vec<String>) -> RuleFilter {
+    let ratio = match (&from.fraction, from.percent) {
+        (Some(fraction), _) => (fraction.numerator, fraction.denominator.unwrap_or(100).max(1)),
+        (None, Some(percent)) => (percent, 100),
+        (None, None) => (1, 1),
+    };
+    let ratio = (ratio.0.min(ratio.1), ratio.1);
+    RuleFilter::Mirror(Box::new(backend(&from.backend_ref, namespace, problems)), ratio)
+}
+
+fn path_modifier(from: &PathRewrite) -> Option<PathModifier> {
+    let full = from.replace_full_path.clone().map(PathModifier::Full);
+    full.or_else(|| from.replace_prefix_match.clone().map(PathModifier::Prefix))
 }
 
 fn edit(from: &HeaderModifier) -> HeaderEdit {
@@ -271,15 +324,11 @@ fn edit(from: &HeaderModifier) -> HeaderEdit {
 }
 
 fn redirect(from: &RequestRedirect) -> Redirect {
-    let path = from.path.as_ref().and_then(|path| {
-        let full = path.replace_full_path.clone().map(PathModifier::Full);
-        full.or_else(|| path.replace_prefix_match.clone().map(PathModifier::Prefix))
-    });
     Redirect {
         scheme: from.scheme.clone(),
         host: from.hostname.clone(),
         port: from.port,
-        path,
+        path: from.path.as_ref().and_then(path_modifier),
         status: from.status_code.unwrap_or(302),
     }
 }
@@ -288,27 +337,33 @@ fn backends(from: &[BackendRef], namespace: &str, problems: &mut Vec<String>) ->
     if from.is_empty() {
         return None;
     }
-    let read = |backend: &BackendRef| {
-        let core = matches!(backend.group.as_deref(), None | Some("" | "core"));
-        let service = core && matches!(backend.kind.as_deref(), None | Some("Service"));
-        if !service {
-            let kind = backend.kind.as_deref().unwrap_or("Service");
-            problems.push(format!("backend {:?} of kind {kind:?} is not supported: its share fails", backend.name));
-        }
-        let namespace = backend.namespace.as_deref().unwrap_or(namespace);
-        RuleBackend {
-            service: service.then(|| Name::new(namespace, &backend.name)),
-            name: backend.name.clone(),
-            port: backend.port,
-            weight: backend.weight.unwrap_or(1),
-            filters: filters(&backend.filters, &mut Vec::new()),
-        }
-    };
-    let mut read = read;
-    Some(from.iter().map(&mut read).collect())
+    Some(from.iter().map(|from| backend(from, namespace, problems)).collect())
 }
 
-fn service_parent(parent: &ParentRef, namespace: &str) -> Option<(Name, Option<u16>)> {
+fn backend(from: &BackendRef, namespace: &str, problems: &mut Vec<String>) -> RuleBackend {
+    let core = matches!(from.group.as_deref(), None | Some("" | "core"));
+    let service = core && matches!(from.kind.as_deref(), None | Some("Service"));
+    if !service {
+        let kind = from.kind.as_deref().unwrap_or("Service");
+        problems.push(format!("backend {:?} of kind {kind:?} is not supported: its share fails", from.name));
+    }
+    let mut filters = filters(&from.filters, namespace, problems);
+    let count = filters.len();
+    filters.retain(|filter| matches!(filter, RuleFilter::Plain(_)));
+    if filters.len() < count {
+        problems.push(format!("filter \"RequestMirror\" of backend {:?} is ignored: mirror the rule", from.name));
+    }
+    let namespace = from.namespace.as_deref().unwrap_or(namespace);
+    RuleBackend {
+        service: service.then(|| Name::new(namespace, &from.name)),
+        name: from.name.clone(),
+        port: from.port,
+        weight: from.weight.unwrap_or(1),
+        filters,
+    }
+}
+
+pub(super) fn service_parent(parent: &ParentRef, namespace: &str) -> Option<(Name, Option<u16>)> {
     let core = matches!(parent.group.as_deref(), Some("" | "core"));
     let service = core && parent.kind.as_deref() == Some("Service");
     service.then(|| (Name::new(parent.namespace.as_deref().unwrap_or(namespace), &parent.name), parent.port))

@@ -1,5 +1,6 @@
 //! Services: addresses, ports, and what each port is known to speak.
 
+use super::texts::LabelSet;
 use super::{Index, annotations};
 use gossamer_api::kubernetes::{self, IntOrString, Map, Name};
 use gossamer_api::policy::{Breaker, Load, Retry, Timeouts};
@@ -10,6 +11,10 @@ use std::net::IpAddr;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Service {
     pub(super) ips: Vec<IpAddr>,
+    /// The family of addresses that endpoints are reached at where they have both.
+    pub(super) ipv6: bool,
+    /// An alias in DNS, which has neither address nor endpoints.
+    pub(super) external: bool,
     pub(super) ports: Vec<Port>,
     pub(super) selector: Map,
     /// Only endpoints on the client's node.
@@ -46,13 +51,16 @@ impl Service {
         let mut ips: Vec<IpAddr> =
             std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|ip| ip.parse().ok()).collect();
         ips.dedup();
-        if spec.kind == "ExternalName" {
-            problems.push("ExternalName services are left to DNS".into());
+        let external = spec.kind == "ExternalName";
+        if external {
             ips.clear();
         }
-        let tcp = spec.ports.iter().filter(|port| matches!(port.protocol.as_str(), "" | "TCP"));
+        let tcp = spec.ports.iter().filter(|port| !external && matches!(port.protocol.as_str(), "" | "TCP"));
+        let family = spec.ip_families.first().map(|family| family == "IPv6");
         Service {
+            ipv6: family.or_else(|| ips.first().map(IpAddr::is_ipv6)).unwrap_or(false),
             ips,
+            external,
             ports: tcp.map(Port::read).collect(),
             selector: spec.selector.clone(),
             local: spec.internal_traffic_policy == "Local",
@@ -64,8 +72,8 @@ impl Service {
         }
     }
 
-    pub(super) fn selects(&self, labels: &Map) -> bool {
-        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    pub(super) fn selects(&self, labels: &LabelSet) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value.as_str()))
     }
 
     pub(super) fn port(&self, number: u16) -> Option<&Port> {
@@ -85,11 +93,12 @@ impl Port {
     }
 }
 
-/// What an `appProtocol` says. Unknown ones are bytes, as in Linkerd.
+/// What an `appProtocol` says. What is encrypted (`https`, `kubernetes.io/wss`) is bytes to us, and so are unknown ones,
+/// as in Linkerd.
 fn by_app_protocol(text: &str) -> Speaks {
     match text.to_ascii_lowercase().as_str() {
-        "http" | "http1" | "kubernetes.io/ws" => Speaks::Http1,
-        "kubernetes.io/h2c" | "h2c" | "http2" => Speaks::Http2,
+        "http" | "http1" | "http/1.1" | "ws" | "kubernetes.io/ws" | "grpc-web" => Speaks::Http1,
+        "kubernetes.io/h2c" | "h2c" | "http2" | "http/2" => Speaks::Http2,
         "grpc" | "gossamer.io/grpc" | "kubernetes.io/grpc" => Speaks::Grpc,
         _ => Speaks::Opaque,
     }
@@ -135,6 +144,9 @@ mod tests {
             ("linkerd.io/opaque", Speaks::Opaque),
             ("gossamer.io/opaque", Speaks::Opaque),
             ("https", Speaks::Opaque),
+            ("kubernetes.io/ws", Speaks::Http1),
+            ("kubernetes.io/wss", Speaks::Opaque),
+            ("GRPC", Speaks::Grpc),
         ] {
             assert_eq!(by_app_protocol(text), speaks, "{text}");
         }

@@ -1,5 +1,7 @@
 //! Stories of the index: objects as people write them, and what proxies are told.
 
+mod cluster;
+
 use super::*;
 use gossamer_api::authorization::{Authentication, InboundProtocol, Server};
 use gossamer_api::endpoint::ProtocolHint;
@@ -161,7 +163,7 @@ requestHeaderModifier: {set: [{name: a, value: b}]}}]\n    backendRefs: [{name: 
 retry: {codes: [503], attempts: 2, backoff: 100ms}\n  - {}\n";
 
 #[test]
-fn a_route_splits_and_its_unsupported_filter_is_reported() {
+fn a_route_splits_and_an_empty_filter_is_reported() {
     let mut index = demo();
     add(&mut index, &ROUTE.replace("NS", "demo"));
     let policy = ask(&index, "10.96.0.1:80");
@@ -191,6 +193,35 @@ fn a_backend_that_comes_later_is_used_then() {
     let changed = add(&mut index, &service("gone", "10.96.0.9", "{port: 80}", ""));
     assert!(changed.contains(&Subject::Address("10.96.0.1".parse().unwrap())), "{changed:?}");
     assert_eq!(targets(&http(&ask(&index, "10.96.0.1:80")).routes[0].rules[0])[2], "gone.demo.svc.cluster.local:80");
+}
+
+#[test]
+fn rewrites_and_mirrors_are_extensions_and_what_is_unknown_fails() {
+    let mut index = demo();
+    add(
+        &mut index,
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: demo}\nspec:\n  \
+         parentRefs: [{group: '', kind: Service, name: web, port: 80}]\n  rules:\n  - filters:\n    \
+         - {type: URLRewrite, urlRewrite: {hostname: h, path: {type: ReplacePrefixMatch, replacePrefixMatch: /x}}}\n    \
+         - {type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}, percent: 20}}\n    \
+         - {type: RequestMirror, requestMirror: {backendRef: {name: later, port: 80}, fraction: {numerator: 1, denominator: 3}}}\n    \
+         - {type: ExternalAuth}\n",
+    );
+    let policy = ask(&index, "10.96.0.1:80");
+    let filters = &http(&policy).routes[0].rules[0].filters;
+    let [Filter::Extension(rewrite), Filter::Extension(mirror), Filter::Fail(failure)] = &filters[..] else {
+        panic!("{filters:?}")
+    };
+    let path = Some(PathModifier::Prefix("/x".into()));
+    assert_eq!(**rewrite, Extension::Rewrite(Rewrite { host: Some("h".into()), path }));
+    let Extension::Mirror(mirror) = &**mirror else { panic!("{mirror:?}") };
+    assert_eq!((mirror.backend.meta.to_string(), mirror.ratio), ("Service/demo/v2:80".into(), (20, 100)));
+    assert_eq!((failure.status, failure.ratio), (500, (1, 1)));
+    assert!(failure.message.contains("ExternalAuth"), "{failure:?}");
+    // The other mirror's service comes later.
+    let changed = add(&mut index, &service("later", "10.96.0.9", "{port: 80}", ""));
+    assert!(changed.contains(&Subject::Address("10.96.0.1".parse().unwrap())), "{changed:?}");
+    assert_eq!(http(&ask(&index, "10.96.0.1:80")).routes[0].rules[0].filters.len(), 4);
 }
 
 #[test]

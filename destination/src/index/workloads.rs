@@ -1,11 +1,11 @@
 //! Workloads: pods, and what their annotations say.
 
+use super::texts::{LabelSet, Text, Texts};
 use super::{Cluster, DefaultPolicy, Index, ZONE_LABEL, annotations};
 use gossamer_api::endpoint::Labels;
-use gossamer_api::kubernetes::{Container, IntOrString, Map, Name, Pod};
+use gossamer_api::kubernetes::{Container, IntOrString, Name, Owner, Pod};
 use gossamer_api::settings::Ports;
 use gossamer_api::workload::Identity;
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::services::Speaks;
@@ -14,26 +14,39 @@ use super::services::Speaks;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Workload {
     pub(super) ips: Vec<IpAddr>,
-    pub(super) account: String,
+    pub(super) account: Text,
     /// Present when it has a proxy of this mesh.
     pub(super) identity: Option<Identity>,
-    pub(super) labels: Map,
-    pub(super) node: String,
-    pub(super) zone: Option<String>,
+    /// It says that it has a proxy of this mesh.
+    meshed: bool,
+    pub(super) labels: LabelSet,
+    pub(super) node: Text,
+    /// Its address is its node's.
+    pub(super) host_network: bool,
+    pub(super) zone: Option<Text>,
     pub(super) ready: bool,
     /// Named ports.
-    pub(super) ports: Vec<(String, u16)>,
-    /// HTTP health checks: paths by port.
-    pub(super) probes: BTreeMap<u16, BTreeSet<String>>,
+    ports: Box<[(Text, u16)]>,
+    /// Health checks: what the kubelet asks, by port.
+    probes: Box<[(u16, Probe)]>,
     pub(super) opaque_ports: Option<Ports>,
     pub(super) skip_inbound_ports: Option<Ports>,
     pub(super) inbound_policy: Option<DefaultPolicy>,
-    /// Labels of its endpoints in metrics.
-    pub(super) metric_labels: Labels,
+    /// What made it: kind in lower case, and name.
+    owner: Option<(Text, Text)>,
+}
+
+/// A request of the kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Probe {
+    /// A GET of this path.
+    Get(Text),
+    /// A call of gRPC's health service.
+    Grpc,
 }
 
 impl Workload {
-    pub(super) fn read(pod: &Pod, cluster: &Cluster, problems: &mut Vec<String>) -> Self {
+    pub(super) fn read(pod: &Pod, cluster: &Cluster, keep: &mut Texts, problems: &mut Vec<String>) -> Self {
         let (metadata, spec, status) = (&pod.metadata, &pod.spec, &pod.status);
         let finished = matches!(status.phase.as_str(), "Succeeded" | "Failed");
         let texts = std::iter::once(&status.pod_ip).chain(status.pod_ips.iter().map(|ip| &ip.ip));
@@ -48,26 +61,31 @@ impl Workload {
         let identity = (meshed && !spec.host_network).then(|| cluster.identity(account, &metadata.namespace)).flatten();
         let containers = || spec.containers.iter().chain(&spec.init_containers);
         let tcp = |protocol: &str| matches!(protocol, "" | "TCP");
-        let ports: Vec<_> = containers()
+        let ports: Box<[_]> = containers()
             .flat_map(|container| &container.ports)
             .filter(|port| tcp(&port.protocol) && port.container_port > 0)
-            .map(|port| (port.name.clone(), port.container_port))
+            .map(|port| (keep.keep(&port.name), port.container_port))
             .collect();
         let ready = status.conditions.iter().find(|c| c.kind == "Ready").is_none_or(|c| c.status == "True");
         Workload {
             ips,
-            account: account.to_string(),
+            account: keep.keep(account),
             identity,
-            node: spec.node_name.clone(),
-            zone: metadata.labels.get(ZONE_LABEL).cloned(),
-            ready: ready && !finished && matches!(status.phase.as_str(), "" | "Running"),
-            probes: probes(containers(), &ports),
+            meshed,
+            node: keep.keep(&spec.node_name),
+            host_network: spec.host_network,
+            zone: metadata.labels.get(ZONE_LABEL).map(|zone| keep.keep(zone)),
+            ready: ready
+                && !finished
+                && metadata.deletion_timestamp.is_none()
+                && matches!(status.phase.as_str(), "" | "Running"),
+            probes: probes(containers(), &ports, keep),
             ports,
             opaque_ports: annotations::config(&metadata.annotations, "opaque-ports", problems),
             skip_inbound_ports: annotations::config(&metadata.annotations, "skip-inbound-ports", problems),
             inbound_policy: annotations::config(&metadata.annotations, "default-inbound-policy", problems),
-            metric_labels: metric_labels(pod, account, meshed.then_some(&cluster.control_namespace)),
-            labels: metadata.labels.clone(),
+            owner: metadata.owner_references.first().map(|owner| owner_label(owner, pod, keep)),
+            labels: keep.labels(&metadata.labels),
         }
     }
 
@@ -75,13 +93,37 @@ impl Workload {
     pub(super) fn port(&self, port: &IntOrString) -> Option<u16> {
         port_number(port, &self.ports)
     }
+
+    /// What the kubelet asks this port.
+    pub(super) fn probes(&self, port: u16) -> impl Iterator<Item = &Probe> {
+        self.probes.iter().filter(move |(of, _)| *of == port).map(|(_, probe)| probe)
+    }
+
+    /// Labels of its endpoints in metrics. Linkerd's names: pod, its owner by kind, service account, control-plane
+    /// namespace, pod template.
+    pub(super) fn metric_labels(&self, name: &Name, control_namespace: &str) -> Labels {
+        let mut labels = Labels::new();
+        let mut set = |key: &str, value: &str| drop(labels.insert(key.to_string(), value.to_string()));
+        set("pod", &name.name);
+        set("serviceaccount", &self.account);
+        if self.meshed {
+            set("control_plane_ns", control_namespace);
+        }
+        if let Some(hash) = self.labels.get(TEMPLATE_LABEL) {
+            set("pod_template_hash", hash);
+        }
+        if let Some((kind, owner)) = &self.owner {
+            set(kind, owner);
+        }
+        labels
+    }
 }
 
-fn port_number(port: &IntOrString, named: &[(String, u16)]) -> Option<u16> {
+fn port_number(port: &IntOrString, named: &[(Text, u16)]) -> Option<u16> {
     match port {
         IntOrString::Int(number) => Some(*number).filter(|number| *number > 0),
         IntOrString::String(name) => {
-            let found = named.iter().find(|(port, _)| port == name).map(|(_, number)| *number);
+            let found = named.iter().find(|(port, _)| **port == **name).map(|(_, number)| *number);
             found.or_else(|| name.parse().ok().filter(|number| *number > 0))
         }
     }
@@ -89,75 +131,79 @@ fn port_number(port: &IntOrString, named: &[(String, u16)]) -> Option<u16> {
 
 fn probes<'a>(
     containers: impl Iterator<Item = &'a Container>,
-    ports: &[(String, u16)],
-) -> BTreeMap<u16, BTreeSet<String>> {
-    let mut found = BTreeMap::<u16, BTreeSet<String>>::new();
+    ports: &[(Text, u16)],
+    keep: &mut Texts,
+) -> Box<[(u16, Probe)]> {
+    let mut found = Vec::new();
     for container in containers {
+        let hooks = container.lifecycle.iter().flat_map(|hooks| [&hooks.post_start, &hooks.pre_stop]);
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
-        for get in probes.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref()) {
-            let Some(port) = port_number(&get.port, ports) else { continue };
-            let path = get.path.split(['?', '#']).next().unwrap_or_default();
-            let path = if path.starts_with('/') { path.to_string() } else { format!("/{path}") };
-            found.entry(port).or_default().insert(path);
+        for probe in probes.into_iter().chain(hooks).flatten() {
+            if let Some(get) = &probe.http_get
+                && let Some(port) = port_number(&get.port, ports)
+            {
+                let path = get.path.split(['?', '#']).next().unwrap_or_default();
+                let path = if path.starts_with('/') { keep.keep(path) } else { keep.keep(&format!("/{path}")) };
+                found.push((port, Probe::Get(path)));
+            }
+            if let Some(grpc) = probe.grpc.as_ref().filter(|grpc| grpc.port > 0) {
+                found.push((grpc.port, Probe::Grpc));
+            }
         }
     }
-    found
+    found.sort();
+    found.dedup();
+    found.into()
 }
 
-/// Linkerd's names: pod, its owner by kind, service account, control-plane namespace, pod template.
-fn metric_labels(pod: &Pod, account: &str, control_namespace: Option<&String>) -> Labels {
-    let mut labels = Labels::new();
-    let mut set = |key: &str, value: &str| drop(labels.insert(key.to_string(), value.to_string()));
-    set("pod", &pod.metadata.name);
-    set("serviceaccount", account);
-    if let Some(namespace) = control_namespace {
-        set("control_plane_ns", namespace);
+/// A ReplicaSet is named after its Deployment and the template's hash, and stands for it.
+fn owner_label(owner: &Owner, pod: &Pod, keep: &mut Texts) -> (Text, Text) {
+    let template = pod.metadata.labels.get(TEMPLATE_LABEL);
+    let deployment = template.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+    match (owner.kind.as_str(), deployment) {
+        ("ReplicaSet", Some(deployment)) => (keep.keep("deployment"), keep.keep(deployment)),
+        (kind, _) => (keep.keep(&kind.to_ascii_lowercase()), keep.keep(&owner.name)),
     }
-    let template = pod.metadata.labels.get("pod-template-hash");
-    if let Some(hash) = template {
-        set("pod_template_hash", hash);
-    }
-    if let Some(owner) = pod.metadata.owner_references.first() {
-        // A ReplicaSet is named after its Deployment and the template's hash.
-        let deployment = template.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
-        match (owner.kind.as_str(), deployment) {
-            ("ReplicaSet", Some(deployment)) => set("deployment", deployment),
-            (kind, _) => set(&kind.to_ascii_lowercase(), &owner.name),
-        }
-    }
-    labels
 }
 
 impl Index {
-    /// True when a workload's port is opaque for the proxy beside it: by annotation of the workload or its namespace, by
-    /// a service that sends bytes to it, else by the cluster's opaque ports.
+    /// True when a workload's port is opaque for the proxy beside it.
     pub(super) fn is_opaque(&self, name: &Name, workload: &Workload, port: u16) -> bool {
+        self.workload_speaks(name, workload, port) == Speaks::Opaque
+    }
+
+    /// What a workload's port speaks: by annotation of the workload or its namespace, by the services that send to it
+    /// where they agree, else by the cluster's opaque ports.
+    pub(super) fn workload_speaks(&self, name: &Name, workload: &Workload, port: u16) -> Speaks {
         let namespace = self.namespace(&name.namespace).and_then(|namespace| namespace.opaque_ports.as_ref());
         let annotated = workload.opaque_ports.as_ref().or(namespace);
         if annotated.is_some_and(|ports| ports.contains(port)) {
-            return true;
+            return Speaks::Opaque;
         }
-        let (mut opaque, mut other) = (false, false);
+        let mut said = None;
         for (name, service) in self.services_with(name).filter_map(|s| Some((s, self.services.get(s)?))) {
             for sends in service.ports.iter().filter(|sends| workload.port(&sends.target) == Some(port)) {
-                match self.speaks(name, service, sends) {
-                    Speaks::Opaque => opaque = true,
-                    _ => other = true,
+                let speaks = self.speaks(name, service, sends);
+                if said.is_some_and(|said| said != speaks) {
+                    // One service says bytes, another does not: looking at them suits both.
+                    return Speaks::Unknown;
                 }
+                said = Some(speaks);
             }
         }
-        match (opaque, other) {
-            (true, false) => true,
-            // One service says bytes, another does not: looking at them suits both.
-            (_, true) => false,
-            (false, false) => annotated.is_none() && self.cluster.opaque_ports.contains(port),
-        }
+        let opaque = annotated.is_none() && self.cluster.opaque_ports.contains(port);
+        said.unwrap_or(if opaque { Speaks::Opaque } else { Speaks::Unknown })
     }
 
     /// True when connections to this port do not pass through the workload's proxy.
     pub(super) fn is_skipped(&self, name: &Name, workload: &Workload, port: u16) -> bool {
         let namespace = self.namespace(&name.namespace).and_then(|namespace| namespace.skip_inbound_ports.as_ref());
         workload.skip_inbound_ports.as_ref().or(namespace).is_some_and(|ports| ports.contains(port))
+    }
+
+    /// The service account of a workload.
+    pub fn account(&self, name: &Name) -> Option<&str> {
+        self.workloads.get(name).map(|workload| &*workload.account)
     }
 
     /// The addresses, readiness and identity of a workload.
@@ -167,5 +213,6 @@ impl Index {
     }
 }
 
+const TEMPLATE_LABEL: &str = "pod-template-hash";
 /// Written by the injector; the value is the namespace of the control plane.
 const MESHED_LABELS: &[&str] = &["gossamer.io/control-plane-ns", "linkerd.io/control-plane-ns"];

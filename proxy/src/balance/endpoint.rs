@@ -52,10 +52,16 @@ impl Endpoint {
         }
     }
 
-    /// What choosing it would cost: latency times what is in flight, by weight.
-    pub fn cost(&self, now: Instant) -> f64 {
+    /// The latency to expect of it, in seconds; `None` when no answer came yet.
+    pub fn latency(&self, now: Instant) -> Option<f64> {
+        self.ewma.latency(now)
+    }
+
+    /// What choosing it would cost: latency times what is in flight, by weight. `assumed` is the latency of one that
+    /// was never measured.
+    pub fn cost(&self, assumed: Option<f64>, now: Instant) -> f64 {
         let weight = f64::from(self.info.weight.max(1)) / f64::from(gossamer_api::endpoint::WEIGHT_ONE);
-        self.ewma.load(now) / weight
+        self.ewma.load(assumed, now) / weight
     }
 
     /// When a connection may be tried again; `None`: now.

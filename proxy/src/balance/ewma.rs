@@ -2,7 +2,8 @@
 //! `PeakEwma`, tower `load::peak_ewma`). Pure: time is an argument.
 //!
 //! A slow answer counts at once, a fast one only gradually, and silence is forgiven: without traffic the estimate
-//! decays towards zero, so an endpoint that was slow is tried again. For one thread.
+//! decays towards zero, so an endpoint that was slow is tried again. One that was never measured counts as what it is
+//! compared with, so that it gets its share from the start and never more. For one thread.
 
 use gossamer_api::policy::{Load, LoadPenalty};
 use std::cell::Cell;
@@ -13,6 +14,8 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct PeakEwma {
     latency: Decaying,
+    /// Some answer has come; until then `latency` is the default.
+    measured: Cell<bool>,
     /// What failures add, forgotten at a pace of its own.
     penalty: Option<(LoadPenalty, Decaying)>,
     pending: Cell<u32>,
@@ -23,16 +26,24 @@ impl PeakEwma {
     pub fn new(load: &Load, now: Instant) -> Self {
         PeakEwma {
             latency: Decaying::new(load.default_rtt.as_secs_f64(), load.decay, now),
+            measured: Cell::new(false),
             penalty: load.penalty.map(|penalty| (penalty, Decaying::new(0.0, penalty.decay, now))),
             pending: Cell::new(0),
         }
     }
 
-    /// The cost of sending one more: seconds, weighted by what is in flight. Only good for comparison.
-    pub fn load(&self, now: Instant) -> f64 {
+    /// The latency to expect, in seconds; `None` when it was never measured.
+    pub fn latency(&self, now: Instant) -> Option<f64> {
+        self.measured.get().then(|| self.latency.at(now))
+    }
+
+    /// The cost of sending one more: seconds, weighted by what is in flight. Only good for comparison. `assumed` is the
+    /// latency of one that was never measured; without it the default is.
+    pub fn load(&self, assumed: Option<f64>, now: Instant) -> f64 {
+        let latency = if self.measured.get() { None } else { assumed }.unwrap_or_else(|| self.latency.at(now));
         let penalty = self.penalty.as_ref().map_or(0.0, |(_, penalty)| penalty.at(now));
         // Never zero, or what is in flight would not count after a long silence.
-        (self.latency.at(now) + penalty).max(LEAST) * (f64::from(self.pending.get()) + 1.0)
+        (latency + penalty).max(LEAST) * (f64::from(self.pending.get()) + 1.0)
     }
 
     /// One more in flight. Every `begin` is followed by one [`PeakEwma::end`].
@@ -52,7 +63,11 @@ impl PeakEwma {
 
     /// A latency was measured, up to the first byte of the response.
     pub fn observe(&self, latency: Duration, now: Instant) {
-        self.latency.peak(latency.as_secs_f64(), now);
+        if self.measured.replace(true) {
+            self.latency.peak(latency.as_secs_f64(), now);
+        } else {
+            self.latency.start(latency.as_secs_f64(), now);
+        }
     }
 
     /// A request failed. With penalties configured, it counts as a latency: the server's `Retry-After`, bounded, else
@@ -92,6 +107,11 @@ impl Decaying {
         self.value.get() * self.left(now)
     }
 
+    fn start(&self, value: f64, now: Instant) {
+        self.value.set(value);
+        self.at.set(now.max(self.at.get()));
+    }
+
     fn peak(&self, sample: f64, now: Instant) {
         let left = self.left(now);
         let decayed = self.value.get() * left;
@@ -121,13 +141,24 @@ mod tests {
     fn a_new_endpoint_counts_as_the_default_and_pending_requests_multiply() {
         let now = Instant::now();
         let ewma = PeakEwma::new(&plain(), now);
-        about(ewma.load(now), 0.030);
+        about(ewma.load(None, now), 0.030);
         ewma.begin();
         ewma.begin();
-        about(ewma.load(now), 0.090);
+        about(ewma.load(None, now), 0.090);
         ewma.end();
         assert_eq!(ewma.pending(), 1);
-        about(ewma.load(now), 0.060);
+        about(ewma.load(None, now), 0.060);
+    }
+
+    #[test]
+    fn the_first_answer_replaces_the_default_and_until_then_another_may_be_assumed() {
+        let now = Instant::now();
+        let ewma = PeakEwma::new(&plain(), now);
+        assert_eq!(ewma.latency(now), None);
+        about(ewma.load(Some(0.002), now), 0.002);
+        ewma.observe(Duration::from_micros(500), now);
+        about(ewma.load(None, now), 0.000_5);
+        about(ewma.load(Some(0.002), now), 0.000_5);
     }
 
     #[test]
@@ -135,12 +166,12 @@ mod tests {
         let now = Instant::now();
         let ewma = PeakEwma::new(&plain(), now);
         ewma.observe(ms(1000), now + ms(1));
-        about(ewma.load(now + ms(1)), 1.0);
+        about(ewma.load(None, now + ms(1)), 1.0);
         ewma.observe(ms(1), now + ms(1));
-        about(ewma.load(now + ms(1)), 1.0);
+        about(ewma.load(None, now + ms(1)), 1.0);
         ewma.observe(ms(1), now + ms(1001));
         let left = (-0.1f64).exp();
-        about(ewma.load(now + ms(1001)), left + 0.001 * (1.0 - left));
+        about(ewma.load(None, now + ms(1001)), left + 0.001 * (1.0 - left));
     }
 
     #[test]
@@ -148,11 +179,11 @@ mod tests {
         let now = Instant::now();
         let ewma = PeakEwma::new(&plain(), now);
         ewma.observe(ms(1000), now);
-        about(ewma.load(now + ms(10_000)), (-1f64).exp());
+        about(ewma.load(None, now + ms(10_000)), (-1f64).exp());
         let later = now + ms(100_000_000);
-        let idle = ewma.load(later);
+        let idle = ewma.load(None, later);
         ewma.begin();
-        assert!(ewma.load(later) > idle);
+        assert!(ewma.load(None, later) > idle);
     }
 
     #[test]
@@ -161,13 +192,13 @@ mod tests {
         let penalty = LoadPenalty { penalty: ms(5000), max_retry_after: ms(20_000), decay: ms(1000) };
         let ewma = PeakEwma::new(&Load { penalty: Some(penalty), ..plain() }, now);
         ewma.penalize(None, now);
-        about(ewma.load(now), 5.030);
+        about(ewma.load(None, now), 5.030);
         ewma.penalize(Some(ms(60_000)), now);
-        about(ewma.load(now), 20.030);
-        assert!(ewma.load(now + ms(20_000)) < 0.030);
+        about(ewma.load(None, now), 20.030);
+        assert!(ewma.load(None, now + ms(20_000)) < 0.030);
         let without = PeakEwma::new(&plain(), now);
         without.penalize(None, now);
-        about(without.load(now), 0.030);
+        about(without.load(None, now), 0.030);
     }
 
     proptest! {
@@ -183,7 +214,7 @@ mod tests {
                 most = most.max(sample as f64 / 1000.0);
                 // Clocks may also stand, or seem to go back.
                 ewma.observe(ms(sample), start + ms(at.saturating_sub(sample % 7)));
-                let load = ewma.load(start + ms(at));
+                let load = ewma.load(None, start + ms(at));
                 prop_assert!(load.is_finite() && load > 0.0 && load <= most + 1e-9, "{} > {}", load, most);
             }
         }

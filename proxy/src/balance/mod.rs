@@ -18,7 +18,7 @@ pub mod transport;
 pub use endpoint::{Endpoint, Pick};
 
 use crate::control::{Discovered, EndpointSet};
-use crate::error::Error;
+use crate::error::{Error, LastRefusal};
 use crate::metrics::BalancerMetrics;
 use connect::Connector;
 use gossamer_api::defaults;
@@ -71,6 +71,8 @@ pub struct Balancer {
     shown: Shown,
     /// Since when nobody accepts connections, and when that was last seen.
     failing: Cell<Option<(Instant, Instant)>>,
+    /// What the endpoint said that refused last.
+    refusal: RefCell<LastRefusal>,
 }
 
 enum State {
@@ -94,6 +96,7 @@ impl Balancer {
             changed: Notify::new(),
             waiting: Cell::new(0),
             failing: Cell::new(None),
+            refusal: RefCell::default(),
         }
     }
 
@@ -206,7 +209,7 @@ impl Balancer {
             0 => return None,
             1 => (endpoints[0].refused_until(now).is_none()).then(|| &endpoints[0]),
             count => two_choices(&endpoints, count, now, &usable)
-                .or_else(|| endpoints.iter().filter(|e| usable(e)).min_by(|a, b| a.cost(now).total_cmp(&b.cost(now))))
+                .or_else(|| least(&endpoints, now, &usable))
                 // Ejected or tried ones are better than nobody.
                 .or_else(|| {
                     let start = fastrand::usize(..count);
@@ -230,6 +233,8 @@ impl Balancer {
         }
         let _place = Place::take(&self.waiting, &self.shown.metrics);
         let started = now;
+        // Who waits in this state waits because every endpoint has just refused.
+        let failfast = self.rules.queue.failfast.min(defaults::REFUSED_FAILFAST);
         loop {
             let now = Instant::now();
             let changed = self.changed.notified();
@@ -240,7 +245,7 @@ impl Balancer {
                 State::Ready => {
                     let since = self.failing(now);
                     let next = self.endpoints.borrow().iter().filter_map(|e| e.refused_until(now)).min();
-                    (since + self.rules.queue.failfast, next)
+                    (since + failfast, next)
                 }
             };
             if now >= until {
@@ -248,7 +253,7 @@ impl Balancer {
                     State::Pending => {
                         Error::Discovery(self.authority.clone(), "no answer from the control plane".into())
                     }
-                    _ => Error::NotReady(self.authority.clone(), self.rules.queue.failfast),
+                    _ => Error::NotReady(self.authority.clone(), failfast, self.refusal.borrow().clone()),
                 });
             }
             let _ = timeout_at(wait.unwrap_or(until).min(until), changed).await;
@@ -266,6 +271,12 @@ impl Balancer {
         };
         self.failing.set(Some((since, now)));
         since
+    }
+
+    /// No connection to this endpoint could be made: it is left alone for a while, and who finds nobody is told why.
+    pub fn refused(&self, pick: &Pick, error: &Error, now: Instant) {
+        pick.refused(now);
+        *self.refusal.borrow_mut() = LastRefusal(Some(error.to_string().into()));
     }
 
     /// A connection to some endpoint was made: the backend is alive.
@@ -295,13 +306,36 @@ fn two_choices<'a>(
         let second = (first + 1 + fastrand::usize(..count - 1)) % count;
         let (a, b) = (&endpoints[first], &endpoints[second]);
         match (usable(a), usable(b)) {
-            (true, true) => return Some(if a.cost(now) <= b.cost(now) { a } else { b }),
+            (true, true) => return Some(cheaper(a, b, now)),
             (true, false) if count == 2 => return Some(a),
             (false, true) if count == 2 => return Some(b),
             _ => {}
         }
     }
     None
+}
+
+/// One that was never measured is taken to be as fast as the other, so that what is in flight decides; if that is
+/// equal as well it is tried, or it would never be measured beside others that are fast.
+fn cheaper<'a>(a: &'a Rc<Endpoint>, b: &'a Rc<Endpoint>, now: Instant) -> &'a Rc<Endpoint> {
+    let (of_a, of_b) = (a.latency(now), b.latency(now));
+    match (a.cost(of_b, now), b.cost(of_a, now)) {
+        (cost_a, cost_b) if cost_a < cost_b => a,
+        (cost_a, cost_b) if cost_b < cost_a => b,
+        _ if of_b.is_none() && of_a.is_some() => b,
+        _ => a,
+    }
+}
+
+/// The cheapest of all that are usable. One that was never measured counts as the mean of those that were.
+fn least<'a>(
+    endpoints: &'a [Rc<Endpoint>],
+    now: Instant,
+    usable: &impl Fn(&Endpoint) -> bool,
+) -> Option<&'a Rc<Endpoint>> {
+    let (sum, count) = endpoints.iter().filter_map(|e| e.latency(now)).fold((0.0, 0.0), |(s, n), l| (s + l, n + 1.0));
+    let mean = (count > 0.0).then(|| sum / count);
+    endpoints.iter().filter(|e| usable(e)).min_by(|a, b| a.cost(mean, now).total_cmp(&b.cost(mean, now)))
 }
 
 /// What metrics show of a balancer: several data threads add up.

@@ -34,6 +34,56 @@ async fn the_faster_endpoint_gets_the_requests() {
     assert!(slow <= 10, "{slow} of 100 went to the slow one");
 }
 
+const C: &str = "10.0.0.3:80";
+
+/// One request after the other, each answered after `latency(addr)`: how many each endpoint got.
+async fn one_by_one(
+    balancer: &Balancer,
+    count: u32,
+    latency: impl Fn(&str) -> Duration,
+) -> std::collections::HashMap<String, u32> {
+    let mut got = std::collections::HashMap::new();
+    for _ in 0..count {
+        let pick = pick(balancer);
+        let addr = pick.info.addr.to_string();
+        tokio::time::advance(latency(&addr)).await;
+        pick.observe(200, None, Instant::now());
+        *got.entry(addr).or_default() += 1;
+    }
+    got
+}
+
+#[tokio::test(start_paused = true)]
+async fn equally_fast_endpoints_share_requests_that_come_one_by_one() {
+    let balancer = balancer(Rules::default(), &[A, B, C]);
+    // A little jitter, as networks have.
+    let got = one_by_one(&balancer, 3000, |_| Duration::from_micros(200 + fastrand::u64(..50))).await;
+    assert!([A, B, C].iter().all(|addr| got.get(*addr).is_some_and(|count| *count >= 300)), "{got:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_gets_its_share_at_once_and_no_flood() {
+    let balancer = balancer(Rules::default(), &[A, B]);
+    one_by_one(&balancer, 100, |_| Duration::from_micros(300)).await;
+    balancer.set([A, B, C].iter().map(|addr| Arc::new(Info::new(addr.parse().unwrap()))));
+    let got = one_by_one(&balancer, 30, |_| Duration::from_micros(300)).await;
+    assert!(got.get(C).is_some_and(|count| *count >= 1), "the new one is tried: {got:?}");
+    // It hangs: what is in flight keeps the others' requests away from it.
+    balancer.set([A, B].iter().map(|addr| Arc::new(Info::new(addr.parse().unwrap()))));
+    balancer.set([A, B, C].iter().map(|addr| Arc::new(Info::new(addr.parse().unwrap()))));
+    let mut hanging = Vec::new();
+    for _ in 0..100 {
+        let pick = pick(&balancer);
+        if pick.info.addr.to_string() == C {
+            hanging.push(pick);
+        } else {
+            tokio::time::advance(Duration::from_micros(300)).await;
+            pick.observe(200, None, Instant::now());
+        }
+    }
+    assert_eq!(hanging.len(), 1, "one request finds out");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_in_flight_counts() {
     let balancer = balancer(Rules::default(), &[A, B]);
@@ -113,7 +163,7 @@ async fn nobody_accepts_so_requests_fail_in_time_and_then_at_once() {
     refuse(&balancer.endpoints.borrow()[0]);
     let started = Instant::now();
     assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
-    assert_eq!(started.elapsed(), defaults::QUEUE_FAILFAST);
+    assert_eq!(started.elapsed(), defaults::REFUSED_FAILFAST);
     let later = Instant::now();
     assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
     assert_eq!(later.elapsed(), Duration::ZERO, "who comes later does not wait for what is known to be gone");

@@ -9,6 +9,7 @@
 
 mod cache;
 mod discovery;
+mod extensions;
 mod follow;
 pub mod identity;
 mod link;
@@ -21,10 +22,11 @@ pub use link::Reachability;
 use crate::config::Service;
 use cache::Cache;
 use discovery::{Endpoints, Policies};
+use extensions::Extended;
 use follow::{Question, follow};
 use gossamer_api::authorization::Server;
 use gossamer_api::defaults;
-use gossamer_api::policy::OutboundPolicy;
+use gossamer_api::policy::{Extensions, OutboundPolicy};
 use gossamer_api::process::grpc::CredentialsWatch;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::workload::Workload;
@@ -76,6 +78,7 @@ pub struct Control(Arc<Inner>);
 
 struct Inner {
     policies: Watches<Policies>,
+    extensions: Watches<Extended>,
     endpoints: Watches<Endpoints>,
     servers: Watches<Ports>,
     runtime: Option<Handle>,
@@ -104,6 +107,8 @@ impl Control {
         let (workload, context) = (source_workload(&config.workload), context_token(&config.workload));
         let inner = Arc::new(Inner {
             policies: Watches::new(policy.clone().map(|link| (Policies { workload: workload.clone() }, link))),
+            // Whoever names an extension in a policy tells it as well.
+            extensions: Watches::new(policy.clone().map(|link| (Extended { workload: workload.clone() }, link))),
             endpoints: Watches::new(destination.map(|link| (Endpoints { context }, link))),
             servers: Watches::new(policy.map(|link| (Ports { workload }, link))),
             runtime: Some(Handle::current()),
@@ -116,6 +121,7 @@ impl Control {
     pub fn offline() -> Control {
         Control(Arc::new(Inner {
             policies: Watches::new(None),
+            extensions: Watches::new(None),
             endpoints: Watches::new(None),
             servers: Watches::new(None),
             runtime: None,
@@ -125,6 +131,11 @@ impl Control {
     /// How traffic to a target is treated.
     pub fn outbound(&self, target: &Target) -> watch::Receiver<Discovered<OutboundPolicy>> {
         self.0.policies.watch(target, self.0.runtime.as_ref())
+    }
+
+    /// What the routes of a target name and Linkerd's API cannot carry.
+    pub fn extensions(&self, target: &Target) -> watch::Receiver<Discovered<Extensions>> {
+        self.0.extensions.watch(target, self.0.runtime.as_ref())
     }
 
     /// The replicas of `name:port`.
@@ -175,11 +186,13 @@ async fn sweep(inner: Weak<Inner>, stop: Stop) {
         let Some(inner) = inner.upgrade() else { return };
         if killed {
             inner.policies.answers.end();
+            inner.extensions.answers.end();
             inner.endpoints.answers.end();
             inner.servers.answers.end();
             return;
         }
         inner.policies.answers.sweep(defaults::DISCOVERY_IDLE);
+        inner.extensions.answers.sweep(defaults::DISCOVERY_IDLE);
         inner.endpoints.answers.sweep(defaults::DISCOVERY_IDLE);
         inner.servers.answers.sweep(defaults::DISCOVERY_IDLE);
     }

@@ -5,7 +5,7 @@ use super::registry::{Collect, Exposition};
 use super::{Family, LATENCY_BOUNDS_US};
 use std::io;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A number that only grows.
@@ -359,6 +359,33 @@ impl Collect for RouteMetrics {
     }
 }
 
+/// Copies of one route's requests. Only what happened is shown.
+#[derive(Debug, Default)]
+pub struct MirrorMetrics {
+    /// Answered with the status of the real request.
+    pub same: Counter,
+    /// Answered with another.
+    pub different: Counter,
+    /// Not answered, or not in time.
+    pub failed: Counter,
+    /// Not sent: too many were in flight, or the body was too long or never complete.
+    pub skipped: Counter,
+}
+
+impl Collect for MirrorMetrics {
+    fn collect(&self, labels: &str, out: &mut Exposition) {
+        let all = [
+            ("same", &self.same),
+            ("different", &self.different),
+            ("failed", &self.failed),
+            ("skipped", &self.skipped),
+        ];
+        for (result, counter) in all.into_iter().filter(|(_, counter)| counter.get() > 0) {
+            out.value_with(Family::MirrorRequests, labels, &format!("result=\"{result}\""), counter.get());
+        }
+    }
+}
+
 /// Endpoints and queue of one balancer.
 #[derive(Debug, Default)]
 pub struct BalancerMetrics {
@@ -431,6 +458,14 @@ pub struct IdentityMetrics {
     expires: AtomicU64,
     refreshed: AtomicU64,
     refreshes: Counter,
+    trust: Mutex<Trust>,
+}
+
+/// By SHA-256 in hex: what a rotation of the roots has to wait for.
+#[derive(Debug, Default)]
+struct Trust {
+    anchors: Vec<String>,
+    issuer: Option<String>,
 }
 
 impl IdentityMetrics {
@@ -442,11 +477,24 @@ impl IdentityMetrics {
         self.refreshes.inc();
     }
 
+    /// Who signed the certificate, and whom the proxy trusts from now on.
+    pub fn trusts(&self, anchors: Vec<String>, issuer: Option<String>) {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Trust { anchors, issuer };
+    }
+
     pub(super) fn collect(&self, out: &mut Exposition) {
         if self.refreshes.get() > 0 {
             out.value(Family::CertExpiration, "", self.expires.load(Ordering::Relaxed));
             out.value(Family::CertRefresh, "", self.refreshed.load(Ordering::Relaxed));
             out.value(Family::CertRefreshes, "", self.refreshes.get());
+        }
+        let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = |fingerprint: &str| Text::new().pair("fingerprint", fingerprint).take();
+        for issuer in &trust.issuer {
+            out.value(Family::CertIssuer, &named(issuer), 1);
+        }
+        for anchor in &trust.anchors {
+            out.value(Family::TrustAnchor, &named(anchor), 1);
         }
     }
 }

@@ -164,6 +164,21 @@ impl RouteLabels<'_> {
     }
 }
 
+/// Of copies of requests.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorLabels<'a> {
+    /// The route.
+    pub route: &'a Meta,
+    /// The service that gets the copies.
+    pub backend: &'a Meta,
+}
+
+impl MirrorLabels<'_> {
+    pub(super) fn text(&self) -> String {
+        Text::new().reference("route", self.route).reference("backend", self.backend).take()
+    }
+}
+
 /// Of a balancer.
 #[derive(Clone, Copy, Debug)]
 pub struct BackendLabels<'a> {

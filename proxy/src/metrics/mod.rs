@@ -11,10 +11,12 @@ pub mod process;
 mod registry;
 
 pub use handles::{
-    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, IdentityMetrics, OpenConnection, RequestMetrics,
-    RouteMetrics, TcpMetrics,
+    AuthzMetrics, BalancerMetrics, Counter, ErrorMetrics, IdentityMetrics, MirrorMetrics, OpenConnection,
+    RequestMetrics, RouteMetrics, TcpMetrics,
 };
-pub use labels::{AuthzLabels, BackendLabels, Direction, RequestLabels, RouteLabels, TcpLabels, TlsLabel};
+pub use labels::{
+    AuthzLabels, BackendLabels, Direction, MirrorLabels, RequestLabels, RouteLabels, TcpLabels, TlsLabel,
+};
 
 use registry::{Exposition, Table};
 use std::sync::Arc;
@@ -67,6 +69,7 @@ families! {
     GrpcRetrySuccesses counter "outbound_grpc_route_retry_successes_total" "Total count of requests that succeeded by a retry.";
     GrpcRetryLimitExceeded counter "outbound_grpc_route_retry_limit_exceeded_total" "Total count of requests that failed after their last retry.";
     GrpcRetryOverflow counter "outbound_grpc_route_retry_overflow_total" "Total count of retries not sent for want of budget.";
+    MirrorRequests counter "outbound_http_route_mirror_requests_total" "Total count of copies of requests, by what became of them: same or different status, failed, or skipped for want of room.";
     HttpBalancerEndpoints gauge "outbound_http_balancer_endpoints" "Number of endpoints of a balancer, by state.";
     HttpBalancerEjections counter "outbound_http_balancer_ejections_total" "Total count of endpoints taken out by circuit breaking.";
     HttpBalancerQueueLength gauge "outbound_http_balancer_queue_length" "Number of requests waiting for an endpoint.";
@@ -78,6 +81,8 @@ families! {
     CertExpiration gauge "control_identity_cert_expiration_timestamp_seconds" "Time when this proxy's certificate expires, in seconds since the epoch.";
     CertRefresh gauge "control_identity_cert_refresh_timestamp_seconds" "Time when this proxy's certificate was last issued, in seconds since the epoch.";
     CertRefreshes counter "control_identity_cert_refreshes_total" "Total count of certificates issued to this proxy.";
+    CertIssuer gauge "control_identity_cert_issuer_info" "Who signed this proxy's certificate, by SHA-256 of the issuer's.";
+    TrustAnchor gauge "control_identity_trust_anchor_info" "Roots that this proxy trusts, by SHA-256.";
     TapDropped counter "proxy_tap_events_dropped_total" "Total count of tap events dropped because a session's queue was full.";
     ScopesRefused counter "proxy_metrics_scopes_refused_total" "Total count of metric handles not shown because there are too many.";
     BuildInfo gauge "proxy_build_info" "Version of the proxy.";
@@ -105,6 +110,7 @@ struct Tables {
     tcp: Table<TcpMetrics>,
     authz: Table<AuthzMetrics>,
     routes: Table<RouteMetrics>,
+    mirrors: Table<MirrorMetrics>,
     balancers: Table<BalancerMetrics>,
     inbound_http_errors: Arc<ErrorMetrics>,
     inbound_tcp_errors: Arc<ErrorMetrics>,
@@ -140,6 +146,11 @@ impl Metrics {
         let grpc = labels.grpc;
         let text = labels.text();
         self.0.routes.scope_of(if grpc { "grpc" } else { "http" }, text, || RouteMetrics::new(grpc))
+    }
+
+    /// Copies of one route's requests.
+    pub fn mirror_scope(&self, labels: MirrorLabels<'_>) -> Arc<MirrorMetrics> {
+        self.0.mirrors.scope(labels.text(), MirrorMetrics::default)
     }
 
     /// Endpoints and queue of one balancer.
@@ -191,6 +202,7 @@ impl Metrics {
             + tables.tcp.collect(now, &mut out)
             + tables.authz.collect(now, &mut out)
             + tables.routes.collect(now, &mut out)
+            + tables.mirrors.collect(now, &mut out)
             + tables.balancers.collect(now, &mut out);
         tables.inbound_http_errors.collect(Family::InboundHttpErrors, &mut out);
         tables.inbound_tcp_errors.collect(Family::InboundTcpErrors, &mut out);

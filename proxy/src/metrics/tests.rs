@@ -73,6 +73,7 @@ fn a_scrape_looks_like_this() {
     metrics.balancer_scope(BackendLabels { parent: None, backend: &parent, tcp: false }).ready.set(3);
     metrics.http_errors(Direction::Outbound).count("no-endpoints");
     metrics.identity().issued(UNIX_EPOCH + ms(1_000), UNIX_EPOCH + ms(86_401_000));
+    metrics.identity().trusts(vec!["0a0b".into(), "0c0d".into()], Some("0e0f".into()));
     insta::assert_snapshot!(text(&metrics, Instant::now()));
 }
 

@@ -1,10 +1,10 @@
-//! Applies a rule's filters: header edits, redirects, injected failures. Semantics are Gateway API's.
+//! Applies a rule's filters: header edits, rewrites, redirects, injected failures. Semantics are Gateway API's.
 //!
 //! **Invariant:** no filter can change how a message is framed: hop-by-hop fields and `content-length` are left alone,
 //! and a name or value that is not valid in HTTP is not written.
 
 use crate::policy::route::Found;
-use gossamer_api::policy::{Filter, HeaderEdit, PathModifier, Redirect};
+use gossamer_api::policy::{Extension, Filter, HeaderEdit, PathModifier, Redirect, Rewrite};
 use gossamer_engine::{Headers, RequestHead, ResponseHead};
 
 /// The proxy answers by itself.
@@ -24,6 +24,8 @@ pub enum Answer {
         /// For the client.
         message: String,
     },
+    /// With a failure: what must be done to the request is not known.
+    Missing(u64),
 }
 
 /// Applies what concerns requests, in order. `roll(n)` is a random number below `n`.
@@ -50,7 +52,14 @@ pub fn apply_request(
                     return Err(Answer::Fail { status: failure.status, message: failure.message.clone() });
                 }
             }
-            Filter::ResponseHeaders(_) => {}
+            Filter::Extension(extension) => {
+                if let Extension::Rewrite(rewrite) = &**extension {
+                    apply_rewrite(rewrite, head, found)?;
+                }
+            }
+            Filter::Named(name) if name.required => return Err(Answer::Missing(name.id)),
+            // Mirrors and delays are no matter of the head.
+            Filter::Named(_) | Filter::ResponseHeaders(_) => {}
         }
     }
     Ok(())
@@ -74,6 +83,18 @@ fn edit_request(edit: &HeaderEdit, head: &mut RequestHead) {
             head.set_authority(std::str::from_utf8(value).unwrap_or_default());
         }
     }
+}
+
+/// Gateway API, `HTTPURLRewriteFilter`: the query stays.
+fn apply_rewrite(rewrite: &Rewrite, head: &mut RequestHead, found: &Found) -> Result<(), Answer> {
+    if let Some(path) = &rewrite.path {
+        let path = new_path(path, head, found, "a rewrite")?;
+        head.set_path(&path);
+    }
+    if let Some(host) = &rewrite.host {
+        head.set_authority(host);
+    }
+    Ok(())
 }
 
 fn edit_headers(edit: &HeaderEdit, headers: &mut Headers) {
@@ -155,31 +176,43 @@ fn location(redirect: &Redirect, head: &RequestHead, found: &Found) -> Result<Op
     }
     match &redirect.path {
         None => location.push_str(head.path()),
-        Some(path) => {
-            match path {
-                PathModifier::Full(path) => location.push_str(path),
-                PathModifier::Prefix(replacement) => {
-                    let rest = found.prefix_len.and_then(|len| head.path_only().get(len..));
-                    let Some(rest) = rest else {
-                        return Err(fail(500, "a redirect replaces a prefix where none was matched"));
-                    };
-                    location.push_str(if rest.is_empty() { replacement } else { replacement.trim_end_matches('/') });
-                    location.push_str(rest);
-                    if replacement.is_empty() && rest.is_empty() {
-                        location.push('/');
-                    }
-                }
-            }
-            if let (Some(query), false) = (head.query(), location.contains('?')) {
-                location.extend(["?", query]);
-            }
-        }
+        Some(path) => location.push_str(&new_path(path, head, found, "a redirect")?),
     }
     if !is_value(location.as_bytes()) {
         return Err(fail(500, "a redirect's location is not valid"));
     }
-    let here = host.is_some_and(|_| is_here(&location, head));
+    // One that names nothing but a status asks for exactly that.
+    let Redirect { scheme, host: new, port: to, path, .. } = redirect;
+    let names = scheme.is_some() || new.is_some() || to.is_some() || path.is_some();
+    let here = names && host.is_some_and(|_| is_here(&location, head));
     Ok((!here).then_some(location))
+}
+
+/// The path that a modifier makes of a request's, with its query unless the modifier brings one.
+fn new_path(modifier: &PathModifier, head: &RequestHead, found: &Found, what: &str) -> Result<String, Answer> {
+    let mut new = String::with_capacity(head.path().len() + 32);
+    match modifier {
+        PathModifier::Full(path) => new.push_str(path),
+        PathModifier::Prefix(replacement) => {
+            let rest = found.prefix_len.and_then(|len| head.path_only().get(len..));
+            let Some(rest) = rest else {
+                return Err(fail(500, &format!("{what} replaces a prefix where none was matched")));
+            };
+            let joined = rest.is_empty() || rest.starts_with('/');
+            new.push_str(if rest.is_empty() { replacement } else { replacement.trim_end_matches('/') });
+            if !joined {
+                new.push('/');
+            }
+            new.push_str(rest);
+            if new.is_empty() {
+                new.push('/');
+            }
+        }
+    }
+    if let (Some(query), false) = (head.query(), new.contains('?')) {
+        new.extend(["?", query]);
+    }
+    Ok(new)
 }
 
 fn fail(status: u16, message: &str) -> Answer {
@@ -211,7 +244,7 @@ const DEFAULT_REDIRECT: u16 = 302;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gossamer_api::policy::Failure;
+    use gossamer_api::policy::{ExtensionName, Failure};
     use gossamer_engine::message::Scheme;
     use proptest::prelude::*;
 
@@ -348,7 +381,7 @@ mod tests {
         to(port(80), "https://echo/a", "https://echo:80/a");
         let both = Redirect { scheme: Some("https".into()), port: Some(8443), ..Default::default() };
         to(both, "http://echo/a", "https://echo:8443/a");
-        to(Redirect::default(), "http://echo/a", "");
+        to(Redirect::default(), "http://echo/a", "http://echo/a");
     }
 
     #[test]
@@ -374,6 +407,47 @@ mod tests {
             to(prefix(replacement), &format!("http://h{path}"), &format!("http://h{expect}"));
         }
         assert!(matches!(redirected(&prefix("/x"), "http://h/foo", None), Err(Answer::Fail { status: 500, .. })));
+    }
+
+    /// A request's target, rewritten.
+    fn rewritten(rewrite: Rewrite, url: &str, prefix_len: Option<usize>) -> Result<String, Answer> {
+        let (host, path) = url.split_at(url.find('/').unwrap());
+        let mut head = RequestHead::default();
+        head.set_authority(host);
+        head.set_path(path);
+        let filters = [Filter::Extension(Box::new(Extension::Rewrite(rewrite)))];
+        apply_request(&filters, &mut head, &Found { route: 0, rule: 0, prefix_len }, &mut never)?;
+        Ok(format!("{}{}", head.authority().unwrap(), head.path()))
+    }
+
+    #[test]
+    fn a_rewrite_changes_where_a_request_says_it_goes() {
+        let prefix = |path: &str| Rewrite { host: None, path: Some(PathModifier::Prefix(path.into())) };
+        let full = |path: &str| Rewrite { host: None, path: Some(PathModifier::Full(path.into())) };
+        for (rewrite, url, expect) in [
+            (prefix("/one"), "h/foo/two", "h/one/two"),
+            (prefix("/"), "h/foo/three?q=1", "h/three?q=1"),
+            (prefix("/"), "h/foo", "h/"),
+            (prefix(""), "h/foo", "h/"),
+            (prefix("/new/"), "h/foo/", "h/new/"),
+            (full("/all"), "h/foo/bar?q=1", "h/all?q=1"),
+            (Rewrite { host: Some("other:81".into()), path: None }, "h/foo?q", "other:81/foo?q"),
+            (Rewrite { host: Some("o".into()), ..full("/") }, "h/foo", "o/"),
+        ] {
+            assert_eq!(rewritten(rewrite, url, Some(4)), Ok(expect.to_string()), "{url}");
+        }
+        // A rule for everything matches the prefix `/`.
+        assert_eq!(rewritten(prefix("/v1"), "h/a/b", Some(0)), Ok("h/v1/a/b".into()));
+        assert!(matches!(rewritten(prefix("/x"), "h/foo", None), Err(Answer::Fail { status: 500, .. })));
+    }
+
+    #[test]
+    fn what_is_not_known_lets_nothing_pass_if_it_must_not() {
+        for required in [false, true] {
+            let filters = [Filter::Named(ExtensionName { id: 7, required })];
+            let answer = apply_request(&filters, &mut RequestHead::default(), &FOUND, &mut never);
+            assert_eq!(answer, if required { Err(Answer::Missing(7)) } else { Ok(()) });
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! **Invariant:** nothing is kept beyond the limit; a body that outgrew it is sent once and never again.
 
 use super::ends::{Downstream, Upstream};
+use super::mirror::Copy;
 use bytes::Bytes;
 use gossamer_engine::{Error, Headers};
 use std::task::{Context, Poll, ready};
@@ -25,6 +26,8 @@ pub struct Body {
     finished: bool,
     /// Bytes taken from the client.
     pub bytes: u64,
+    /// Collects the same for mirrors.
+    copy: Option<Box<Copy>>,
 }
 
 /// Which side failed.
@@ -40,6 +43,14 @@ impl Body {
     /// A body of which up to `limit` bytes are kept. `complete`: there is none.
     pub fn new(limit: usize, complete: bool) -> Self {
         Body { limit, complete, finished: complete, ..Body::default() }
+    }
+
+    /// Copies the body as it comes, and sends the copy with its end.
+    pub fn copy(&mut self, copy: Box<Copy>) {
+        match self.complete {
+            true => copy.send(None),
+            false => self.copy = Some(copy),
+        }
     }
 
     /// True when there is nothing to send at all.
@@ -119,6 +130,11 @@ impl Body {
 
     fn take(&mut self, down: &mut Downstream<'_>, up: &mut Upstream, chunk: Bytes) -> Result<(), Side> {
         self.bytes += chunk.len() as u64;
+        if let Some(copy) = &mut self.copy
+            && !copy.take(&chunk)
+        {
+            self.copy = None;
+        }
         if down.is_end() {
             self.end(down);
         }
@@ -137,6 +153,9 @@ impl Body {
     fn end(&mut self, down: &mut Downstream<'_>) {
         self.complete = true;
         self.trailers = down.take_trailers();
+        if let Some(copy) = self.copy.take() {
+            copy.send(self.trailers.as_ref());
+        }
     }
 
     /// Sends a chunk, with the end if it is the last.

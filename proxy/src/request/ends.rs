@@ -77,12 +77,12 @@ impl Downstream<'_> {
         }
     }
 
-    /// Sends the response's head.
+    /// Sends the response's head. HTTP/1: the error is that of a head that cannot be sent, and another may be.
     pub fn send_response(&mut self, head: &ResponseHead, length: Length) -> Result<(), Error> {
         match self {
             Self::H1(server) => {
                 server.send_response(head, length);
-                Ok(())
+                server.take_refusal()
             }
             Self::H2(stream) => stream.send_response(head, length == Length::Empty),
         }

@@ -7,6 +7,7 @@ pub mod body;
 pub mod ends;
 pub mod exchange;
 pub mod headers;
+pub mod mirror;
 pub mod respond;
 pub mod retry;
 pub mod routes;
@@ -18,6 +19,7 @@ use crate::net::Stream;
 use crate::policy::authorize::{self, Peer};
 use crate::policy::filter::{self, Answer};
 use crate::policy::path::has_dot_segments;
+use crate::policy::route::Found;
 use crate::record::Record;
 use crate::shard::{Destination, Port, Shard};
 use body::Body;
@@ -91,7 +93,7 @@ async fn forward(
     record: &mut Record<'_>,
 ) -> Result<After, Error> {
     let upgrade = headers::upgrade(&head.headers);
-    let rule = admit(conn, head, record).await?;
+    let (rule, found) = admit(conn, head, record).await?;
     if let Some(protocol) = &upgrade {
         head.headers.append("connection", "upgrade");
         head.headers.append("upgrade", protocol);
@@ -101,6 +103,13 @@ async fn forward(
     let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
+    if let Some(more) = &rule.more {
+        Box::pin(mirror::delay(&more.delays)).await;
+        if !tunnel && let Some((copy, verdict)) = mirror::begin(&conn.shard, &more.mirrors, head) {
+            record.mirrored = Some(verdict);
+            body.copy(copy);
+        }
+    }
     let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
     let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -114,7 +123,7 @@ async fn forward(
         let limit = limit.map(|timeout| (Instant::now() + timeout, "attempt", timeout));
         let outcome = {
             let attempt =
-                pin!(attempt(conn, &rule, head, &mut body, length, tunnel, &tried, &mut response, down, record));
+                pin!(attempt(conn, &rule, found, head, &mut body, length, tunnel, &tried, &mut response, down, record));
             exchange::before(exchange::earlier(deadline, limit), attempt).await
         };
         let wanted = match &outcome {
@@ -169,7 +178,7 @@ async fn forward(
     if headers::response(&mut response) {
         pick.pool.close();
     }
-    respond_with(&rule, head, &mut response, &up, down, record)?;
+    respond_with(&rule, head, &mut response, &pick, &up, down, record)?;
     let switched = response.status == 101 || (head.method == Method::CONNECT && (200..300).contains(&response.status));
     if switched && let Downstream::H1(server) = down {
         server.flush().await.map_err(Error::of_client)?;
@@ -191,7 +200,7 @@ async fn forward(
 }
 
 /// Finds the rule for a request, checks that the client may, and applies the rule's filters.
-async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_>) -> Result<Rc<Rule>, Error> {
+async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_>) -> Result<(Rc<Rule>, Found), Error> {
     let (rule, found) = match &conn.side {
         Side::Outbound(destination) => {
             let policy = match destination.current() {
@@ -232,14 +241,15 @@ async fn admit(conn: &Connection, head: &mut RequestHead, record: &mut Record<'_
         }
     };
     record.matched(&rule);
-    apply(&rule.filters, head, &found)?;
-    Ok(rule)
+    apply(&rule, &rule.filters, head, &found)?;
+    Ok((rule, found))
 }
 
 fn apply(
+    rule: &Rule,
     filters: &[gossamer_api::policy::Filter],
     head: &mut RequestHead,
-    found: &crate::policy::route::Found,
+    found: &Found,
 ) -> Result<(), Error> {
     if filters.is_empty() {
         return Ok(());
@@ -248,6 +258,7 @@ fn apply(
         |answer| match answer {
             Answer::Redirect { status, location } => Error::Redirect { status, location },
             Answer::Fail { status, message } => Error::Injected { status, message },
+            Answer::Missing(id) => Error::Extension(rule.meta.to_string(), id),
         },
     )
 }
@@ -274,6 +285,7 @@ pub struct Failed {
 async fn attempt(
     conn: &Connection,
     rule: &Rc<Rule>,
+    found: Found,
     head: &mut RequestHead,
     body: &mut Body,
     length: Length,
@@ -291,8 +303,7 @@ async fn attempt(
             let backend = rule.backends.choose(&rule.meta).map_err(early)?;
             if !backend.filters.is_empty() {
                 let mut copy = head.clone();
-                let whole = crate::policy::route::Found { route: 0, rule: 0, prefix_len: None };
-                apply(&backend.filters, &mut copy, &whole).map_err(early)?;
+                apply(rule, &backend.filters, &mut copy, &found).map_err(early)?;
                 filtered = Some(copy);
             }
             &backend.balancer
@@ -316,7 +327,7 @@ async fn attempt(
         Err(error) => {
             let connecting = matches!(error, Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..));
             if connecting {
-                pick.refused(Instant::now());
+                balancer.refused(&pick, &error, Instant::now());
             }
             pick.fail(Instant::now());
             return Err(fail(error, connecting));
@@ -390,6 +401,7 @@ fn respond_with(
     rule: &Rc<Rule>,
     head: &RequestHead,
     response: &mut ResponseHead,
+    pick: &Pick,
     up: &Upstream,
     down: &mut Downstream<'_>,
     record: &mut Record<'_>,
@@ -402,6 +414,11 @@ fn respond_with(
             .headers
             .append(keys::HEADER_ORIG_PROTO, if head.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" });
     }
+    // HTTP/2 streams also tell here what the client did wrong meanwhile.
+    down.send_response(response, up.length(response)).map_err(|error| match down {
+        Downstream::H1(_) => Error::of_answer(pick.info.addr, error),
+        Downstream::H2(_) => Error::of_client(error),
+    })?;
     record.responded(response);
-    down.send_response(response, up.length(response)).map_err(Error::of_client)
+    Ok(())
 }

@@ -40,6 +40,7 @@ pub fn answer(error: &Error) -> Answer {
         Error::Denied { .. } => (403, code::PERMISSION_DENIED, false),
         Error::Forbidden(_) => (403, code::PERMISSION_DENIED, false),
         Error::InvalidPolicy(..) => (500, code::INTERNAL, false),
+        Error::Extension(..) => (503, code::UNAVAILABLE, false),
         Error::RateLimited(_) => (429, code::RESOURCE_EXHAUSTED, false),
         Error::Overloaded(_) => (503, code::UNAVAILABLE, false),
         Error::NoEndpoints(_) => (503, code::UNAVAILABLE, false),

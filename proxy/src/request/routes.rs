@@ -4,10 +4,12 @@ use crate::balance::{Balancer, Rules};
 use crate::error::Error;
 use crate::policy::limit::RetryBudget;
 use crate::policy::route::{Found, Router};
+use crate::request::mirror::Mirror;
 use crate::shard::Shard;
 use gossamer_api::authorization::{Authorization, InboundHttp};
 use gossamer_api::policy::{
-    Backend, BackendTarget, Breaker, Distribution, Filter, HttpRoutes, Meta, RequestMatch, Retry, TcpRoute, Timeouts,
+    Backend, BackendTarget, Breaker, Delay, Distribution, Extension, Filter, HttpRoutes, Meta, Mirror as Policy,
+    RequestMatch, Retry, TcpRoute, Timeouts,
 };
 use gossamer_engine::RequestHead;
 use std::rc::Rc;
@@ -40,6 +42,17 @@ pub struct Rule {
     pub budget: RetryBudget,
     /// Who may: inbound only.
     pub authorizations: Vec<Authorization>,
+    /// What else happens to requests; nearly always nothing.
+    pub more: Option<Box<More>>,
+}
+
+/// What a route's extensions do beside changing the head.
+#[derive(Default)]
+pub struct More {
+    /// Where copies go.
+    pub mirrors: Vec<Rc<Mirror>>,
+    /// How long requests are held back.
+    pub delays: Vec<Delay>,
 }
 
 /// Where a rule's requests go.
@@ -79,10 +92,14 @@ impl Routes {
             .iter()
             .map(|route| {
                 let rules = route.rules.iter().map(|rule| {
+                    let (filters, more) = extended(&rule.filters, |mirror| {
+                        let balancer = shard.balancer(&mirror.backend, routes.breaker);
+                        Mirror::new(shard, &route.meta, mirror, balancer)
+                    });
                     Rc::new(Rule {
                         meta: route.meta.clone(),
                         grpc: route.grpc,
-                        filters: rule.filters.clone(),
+                        filters,
                         backends: backends(&rule.backends, |backend| RuleBackend {
                             balancer: shard.balancer(&backend.backend, routes.breaker),
                             filters: backend.filters.clone(),
@@ -92,6 +109,7 @@ impl Routes {
                         retry: rule.retry.clone(),
                         budget: RetryBudget::standard(Instant::now()),
                         authorizations: Vec::new(),
+                        more,
                     })
                 });
                 rules.collect()
@@ -115,6 +133,7 @@ impl Routes {
                 retry: None,
                 budget: RetryBudget::standard(Instant::now()),
                 authorizations: authorizations.to_vec(),
+                more: None,
             })
         };
         if http.routes.is_empty() {
@@ -157,6 +176,26 @@ impl Routes {
     pub fn problems(&self) -> &[String] {
         self.router.problems()
     }
+}
+
+/// Parts what changes heads from the rest, so that a request looks at neither in vain.
+fn extended(from: &[Filter], mirror: impl Fn(&Policy) -> Rc<Mirror>) -> (Vec<Filter>, Option<Box<More>>) {
+    let (mut filters, mut more) = (Vec::new(), More::default());
+    for filter in from {
+        match filter {
+            Filter::Extension(extension) => match &**extension {
+                Extension::Mirror(of) => more.mirrors.push(mirror(of)),
+                Extension::Delay(delay) => more.delays.push(delay.clone()),
+                Extension::Rewrite(_) => filters.push(filter.clone()),
+                Extension::ResponseHeaders(edit) => filters.push(Filter::ResponseHeaders(edit.clone())),
+            },
+            // What may be missing is.
+            Filter::Named(name) if !name.required => {}
+            _ => filters.push(filter.clone()),
+        }
+    }
+    let empty = more.mirrors.is_empty() && more.delays.is_empty();
+    (filters, (!empty).then(|| Box::new(more)))
 }
 
 fn looks_at_paths<'a>(mut matches: impl Iterator<Item = &'a RequestMatch>) -> bool {

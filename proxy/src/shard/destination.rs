@@ -10,16 +10,17 @@ use crate::request::routes::{Routes, TcpRoutes};
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::policy::{
-    Backend, BackendTarget, Distribution, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy, OutboundProtocol,
-    Queue, RouteBackend, TcpRoute, TcpRule,
+    Backend, BackendTarget, Distribution, Extensions, Filter, HttpRoute, HttpRoutes, HttpRule, Meta, OutboundPolicy,
+    OutboundProtocol, Queue, RouteBackend, TcpRoute, TcpRule,
 };
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A target of the workload's connections and how they are treated now.
 pub struct Destination {
@@ -122,16 +123,71 @@ pub(super) async fn follow(
     destination: Weak<Destination>,
     mut receiver: watch::Receiver<Discovered<OutboundPolicy>>,
 ) {
+    // Asked for while the routes name extensions: hardly ever.
+    let mut told = None;
     loop {
         let now = receiver.borrow_and_update().clone();
-        let (Some(shard), Some(destination)) = (shard.upgrade(), destination.upgrade()) else { return };
-        destination.update(&shard, now);
-        drop((shard, destination));
-        if receiver.changed().await.is_err() {
+        let (Some(shard_now), Some(known)) = (shard.upgrade(), destination.upgrade()) else { return };
+        let changed = match now {
+            Discovered::Known(policy) if policy.filters().any(|filter| matches!(filter, Filter::Named(_))) => {
+                let told = told.get_or_insert_with(|| shard_now.control.extensions(&known.target));
+                drop((shard_now, known));
+                tokio::select! {
+                    changed = receiver.changed() => changed,
+                    () = extend(&shard, &destination, &policy, told) => receiver.changed().await,
+                }
+            }
+            now => {
+                told = None;
+                known.update(&shard_now, now);
+                drop((shard_now, known));
+                receiver.changed().await
+            }
+        };
+        if changed.is_err() {
             return;
         }
     }
 }
+
+/// Takes a policy over as soon as its extensions are there; until then the one before stays in force. When they do not
+/// come, it is taken over without them: requests that must not pass without fail, with the reason.
+async fn extend(
+    shard: &Weak<Shard>,
+    destination: &Weak<Destination>,
+    policy: &Arc<OutboundPolicy>,
+    told: &mut watch::Receiver<Discovered<Extensions>>,
+) {
+    let mut patience = pin!(sleep(EXTENSION_PATIENCE));
+    let mut waiting = true;
+    loop {
+        let known = told.borrow_and_update().clone();
+        let mut extended = (**policy).clone();
+        let complete = match &known {
+            Discovered::Known(known) => extended.resolve(known),
+            Discovered::Pending => false,
+            // There is nothing to wait for.
+            Discovered::Absent | Discovered::Failed(_) => {
+                waiting = false;
+                false
+            }
+        };
+        if complete || !waiting {
+            let (Some(shard), Some(destination)) = (shard.upgrade(), destination.upgrade()) else { return };
+            destination.update(&shard, Discovered::Known(Arc::new(extended)));
+        }
+        if complete {
+            return;
+        }
+        tokio::select! {
+            changed = told.changed() => if changed.is_err() { return },
+            () = &mut patience, if waiting => waiting = false,
+        }
+    }
+}
+
+/// The second stream usually answers within a millisecond. Shorter than what a first request waits for its policy.
+const EXTENSION_PATIENCE: Duration = Duration::from_millis(500);
 
 fn compile(shard: &Rc<Shard>, policy: &OutboundPolicy) -> Policy {
     let none = HttpRoutes::default();

@@ -1,6 +1,9 @@
-//! A program to be meshed in namespaces: small servers and clients on the standard library alone, which know nothing of
-//! the mesh. `probe http|greeter PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet HOST PORT`.
+//! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
+//! the mesh. `probe http|greeter PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet HOST PORT`,
+//! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`.
 
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -15,8 +18,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["get", host, port, version] => get(host, port.parse()?, version == "6"),
         ["intercepted", host, port, version] => intercepted(host, port.parse()?, version == "6"),
         ["greet", host, port] => greet(host, port.parse()?),
+        ["load", how, host, port, path, rate, seconds, ref headers @ ..] => {
+            let target = Target { host, port: port.parse()?, path, headers };
+            load(&target, how == "kept", rate.parse()?, Duration::from_secs_f64(seconds.parse()?))
+        }
+        ["sleep", seconds] => sleep(Duration::from_secs_f64(seconds.parse()?)),
+        ["sleep"] => sleep(Duration::MAX),
         _ => Err("see the source".into()),
     }
+}
+
+/// A container's first process has no default action for signals, so it ends by being killed.
+fn sleep(time: Duration) -> Result<(), Box<dyn Error>> {
+    std::thread::sleep(time);
+    Ok(())
 }
 
 type Handler = fn(TcpStream) -> std::io::Result<()>;
@@ -92,4 +107,79 @@ fn greet(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
     }
     println!("{}", took.as_secs_f64());
     Ok(())
+}
+
+/// What is asked for.
+struct Target<'a> {
+    host: &'a str,
+    port: u16,
+    path: &'a str,
+    headers: &'a [&'a str],
+}
+
+/// Asks at a steady rate and prints what came of it as JSON: how many answers of each status (0: none at all), how many
+/// of each server (the member `name` of the answer), how long the slowest took, the first few failures.
+fn load(target: &Target<'_>, kept: bool, rate: f64, time: Duration) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let (mut statuses, mut servers) = (BTreeMap::<u16, u64>::new(), BTreeMap::<String, u64>::new());
+    let (mut failures, mut slowest) = (Vec::new(), Duration::ZERO);
+    let mut connection = None;
+    let total = (rate * time.as_secs_f64()) as u64;
+    for n in 0..total {
+        let due = Duration::from_secs_f64(n as f64 / rate);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+        let began = Instant::now();
+        let answer = ask(target, &mut connection, kept);
+        slowest = slowest.max(began.elapsed());
+        let (status, text) = answer.unwrap_or_else(|error| (0, error.to_string()));
+        *statuses.entry(status).or_default() += 1;
+        if status != 200 && failures.len() < 5 {
+            failures.push(format!("{:.1} s: {status}: {}", began.duration_since(start).as_secs_f64(), text.trim()));
+        }
+        if let Some(name) = text.split("\"name\":\"").nth(1).and_then(|rest| rest.split('"').next()) {
+            *servers.entry(name.to_string()).or_default() += 1;
+        }
+    }
+    let statuses: BTreeMap<String, u64> = statuses.into_iter().map(|(status, n)| (status.to_string(), n)).collect();
+    let slowest_ms = slowest.as_millis() as u64;
+    println!("{}", json!({ "statuses": statuses, "servers": servers, "slowest_ms": slowest_ms, "failures": failures }));
+    Ok(())
+}
+
+/// One request; on the connection of the last one if it is still there.
+fn ask(target: &Target<'_>, kept: &mut Option<TcpStream>, keep: bool) -> Result<(u16, String), Box<dyn Error>> {
+    let io = match kept.take() {
+        Some(io) => io,
+        None => {
+            let addr = (target.host, target.port).to_socket_addrs()?.next().ok_or("no such address")?;
+            let io = TcpStream::connect_timeout(&addr, Duration::from_secs(10))?;
+            io.set_read_timeout(Some(Duration::from_secs(10)))?;
+            io.set_nodelay(true)?;
+            io
+        }
+    };
+    let mut head = format!("GET {} HTTP/1.1\r\nhost: {}:{}\r\n", target.path, target.host, target.port);
+    if !keep {
+        head += "connection: close\r\n";
+    }
+    head.extend(target.headers.iter().map(|header| format!("{header}\r\n")));
+    (&io).write_all((head + "\r\n").as_bytes())?;
+    let mut reader = BufReader::new(io.try_clone()?);
+    let (mut head, mut line) = (String::new(), String::new());
+    while reader.read_line(&mut line)? > 2 {
+        head += &line.to_ascii_lowercase();
+        line.clear();
+    }
+    let status = head.split(' ').nth(1).ok_or("closed without an answer")?.parse()?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let mut body = Vec::new();
+    match length {
+        Some(length) => drop(reader.take(length.trim().parse()?).read_to_end(&mut body)?),
+        None => drop(reader.read_to_end(&mut body)?),
+    }
+    if keep && length.is_some() && !head.contains("connection: close") {
+        *kept = Some(io);
+    }
+    let reason = head.lines().find(|line| line.starts_with("l5d-proxy-error")).unwrap_or_default();
+    Ok((status, format!("{reason} {}", String::from_utf8_lossy(&body))))
 }

@@ -7,6 +7,7 @@ mod balancing;
 mod control_plane_gone;
 mod drain;
 mod errors;
+mod extensions;
 mod http1;
 mod http2_grpc;
 mod loops;

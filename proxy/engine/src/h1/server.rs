@@ -291,6 +291,11 @@ impl<S: Io> Server<S> {
         }
     }
 
+    /// What was wrong with the head that was sent last, if it could not be sent; then not told again.
+    pub fn take_refusal(&mut self) -> Result<(), Error> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
     /// Waits for room for another chunk: flushes while more is unsent than the bound.
     pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let done = ready!(self.conn.poll_capacity(cx));
@@ -329,7 +334,7 @@ impl<S: Io> Server<S> {
             self.phase = Phase::Over;
             return Err(error.into());
         }
-        self.failed.take().map_or(Ok(()), Err)
+        self.take_refusal()
     }
 
     /// Closes the connection after this response, or the next one if none is under way.

@@ -1,23 +1,27 @@
-//! Against the real identity service, over loopback.
+//! The client of certificates (`gossamer_api::process::certify`) against the real service, over loopback.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use gossamer_api::process::grpc::{self, ServerTls};
-use gossamer_api::process::tls::{self, ClientAuth};
+use gossamer_api::process::certify::{self, CertifyConfig, Token, TrustAnchors};
+use gossamer_api::process::grpc::{self, CredentialsWatch, ServerTls};
+use gossamer_api::process::stop::Stop;
+use gossamer_api::process::tls::{self, Anchors, ClientAuth, Credentials};
 use gossamer_identity::token::{JoinTokens, TokenCheck};
 use gossamer_identity::{Authority, Config, issuer};
 use linkerd2_proxy_api::identity::identity_server::IdentityServer;
-use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
-
-use super::*;
 
 struct Mesh {
     folder: tempfile::TempDir,
     authority: Authority,
     tokens: JoinTokens,
-    config: IdentityConfig,
+    config: CertifyConfig,
     stop: Stop,
 }
 
@@ -33,7 +37,7 @@ impl Mesh {
         let stop = Stop::new();
         let authority = Authority::start(&config, &stop).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap().to_string();
+        let address = listener.local_addr().unwrap().to_string();
         let server = config.server_identity().unwrap();
         let service = authority.service.clone();
         let routes = match linkerd {
@@ -43,11 +47,12 @@ impl Mesh {
         let credentials = service.keep_issued(server.clone()).unwrap();
         let tls = ServerTls { credentials, auth: ClientAuth::Optional };
         stop.spawn(grpc::serve(routes, listener, Some(tls), stop.clone()));
-        let config = IdentityConfig {
-            service: Service { addr, identity: Some(server) },
+        let config = CertifyConfig {
+            address,
+            server: Some(server),
             identity: WEB.parse().unwrap(),
-            token_file: folder.path().join("token"),
-            anchors: authority.service.anchors(),
+            token: Token::File(folder.path().join("token")),
+            anchors: TrustAnchors::Given(authority.service.anchors()),
         };
         Mesh { folder, authority, tokens, config, stop }
     }
@@ -58,7 +63,7 @@ impl Mesh {
     }
 
     fn spawn(&self) -> CredentialsWatch {
-        spawn(self.config.clone(), self.stop.clone())
+        certify::start(self.config.clone(), self.stop.clone()).unwrap()
     }
 
     fn metric(&self, name: &str) -> u64 {
@@ -100,7 +105,7 @@ async fn gets_a_certificate_that_others_accept() {
 async fn reads_the_token_anew_until_it_is_good() {
     let mesh = Mesh::start(|_| {}, false).await;
     let mut credentials = mesh.spawn();
-    std::fs::write(&mesh.config.token_file, "wrong").unwrap();
+    std::fs::write(mesh.folder.path().join("token"), "wrong").unwrap();
     let refused = async {
         while mesh.metric("identity_certificates_refused_total{reason=\"unknown_token\"}") == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -118,18 +123,12 @@ async fn nobody_else_sees_the_token() {
     mesh.write_token();
     // The right anchors, the wrong name; then the right name and other anchors.
     let mut wrong_name = mesh.config.clone();
-    wrong_name.service.identity = Some(WEB.parse().unwrap());
+    wrong_name.server = Some(WEB.parse().unwrap());
     let mut wrong_root = mesh.config.clone();
     let root = issuer::new_root("cluster.local", SystemTime::now()).unwrap();
-    wrong_root.anchors = Anchors::from_pem(&root.certificate).unwrap();
+    wrong_root.anchors = TrustAnchors::Given(Anchors::from_pem(&root.certificate).unwrap());
     for config in [wrong_name, wrong_root] {
-        let (_, anchors) = watch::channel(config.anchors.clone());
-        let server = config.service.identity.clone().unwrap();
-        let tls = ClientTls { server, client: ClientIdentity::Anonymous(anchors.clone()) };
-        let channel = Connector::new(&config.service.addr, Some(tls)).channel();
-        let (sender, _) = watch::channel(None);
-        let mut keeper = Keeper { config, client: IdentityClient::new(channel), anchors, sender };
-        let error = keeper.certify().await.unwrap_err().to_string();
+        let error = certify::certify(config).await.unwrap_err().to_string();
         assert!(error.contains("invalid peer certificate"), "{error}");
     }
     let text = mesh.authority.service.metrics();
@@ -167,7 +166,36 @@ async fn a_service_that_tells_no_anchors_is_fine() {
     mesh.write_token();
     let mut credentials = mesh.spawn();
     let ours = wait_for(&mut credentials, Option::is_some).await.unwrap();
-    assert_eq!(ours.anchors, mesh.config.anchors);
+    assert_eq!(ours.anchors, mesh.authority.service.anchors());
+}
+
+#[tokio::test]
+async fn one_certificate_with_a_token_at_hand_and_anchors_of_a_file() {
+    let mesh = Mesh::start(|_| {}, false).await;
+    let mut config = mesh.config.clone();
+    config.token = Token::Inline(mesh.tokens.issue(&config.identity, None).unwrap().keep());
+    let path = mesh.folder.path().join("ca-bundle.crt");
+    config.anchors = TrustAnchors::File(path.clone());
+    let missing = certify::certify(config.clone()).await.unwrap_err().to_string();
+    assert!(missing.contains("ca-bundle.crt: No such file"), "{missing}");
+    std::fs::write(&path, mesh.authority.service.anchors().pem()).unwrap();
+    assert_eq!(certify::certify(config).await.unwrap().identity.as_str(), WEB);
+}
+
+/// The service's own root may be replaced at once; then only the file tells.
+#[tokio::test]
+async fn takes_over_a_changed_anchors_file() {
+    let mesh = Mesh::start(|_| {}, false).await;
+    mesh.write_token();
+    let path = mesh.folder.path().join("ca-bundle.crt");
+    let other = issuer::new_root("cluster.local", SystemTime::now()).unwrap();
+    std::fs::write(&path, other.certificate).unwrap();
+    let mut config = mesh.config.clone();
+    config.anchors = TrustAnchors::File(path.clone());
+    let mut credentials = certify::start(config, mesh.stop.clone()).unwrap();
+    assert!(credentials.borrow_and_update().is_none());
+    std::fs::write(&path, mesh.authority.service.anchors().pem()).unwrap();
+    wait_for(&mut credentials, Option::is_some).await;
 }
 
 /// The issuer's end caps the leaves': renewed while it lives, taken back when nothing more comes.
@@ -181,19 +209,6 @@ async fn renews_in_time_and_ends_closed() {
     assert!(!second.unwrap().is_expired(SystemTime::now()), "renewed before the end");
     wait_for(&mut credentials, Option::is_none).await;
     assert!(first.is_expired(SystemTime::now()));
-}
-
-#[test]
-fn renewals_and_retries_are_spread_and_bounded() {
-    let now = SystemTime::now();
-    let day = Duration::from_secs(24 * 3600);
-    let at = |random| renewal(now, now + day, random).duration_since(now).unwrap().as_secs_f64() / day.as_secs_f64();
-    assert!((at(0.0) - 0.665).abs() < 1e-6 && (at(1.0) - 0.735).abs() < 1e-6);
-    assert_eq!(renewal(now, now - day, 0.5), now + MIN_RENEWAL);
-    assert_eq!(backoff(0, false, 1.0), defaults::CONTROL_BACKOFF_MIN);
-    assert_eq!(backoff(0, false, 0.0), defaults::CONTROL_BACKOFF_MIN / 2);
-    assert_eq!(backoff(1000, false, 1.0), defaults::CONTROL_BACKOFF_MAX);
-    assert_eq!(backoff(1000, true, 1.0), MAX_REFUSED_BACKOFF);
 }
 
 /// An authority whose issuer ends soon, as a mounted secret.
