@@ -112,13 +112,24 @@ pub(crate) async fn idle(state: &Rc<State>) -> Result<Vec<Connection>> {
     Ok(held)
 }
 
-/// Asks until there is an answer.
+/// Asks until there is an answer, again every few milliseconds: a connection that was tried before the redirection
+/// stood waits a second for its kernel to try again, and says nothing about the proxies.
 pub(crate) async fn first(target: SocketAddr) -> Result<()> {
+    let mut attempts = tokio::task::JoinSet::new();
+    let mut next = tokio::time::interval(AGAIN);
     loop {
-        let attempt = async { Connection::open(target, "/", true).await?.exchange().await };
-        if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), attempt).await {
-            return Ok(());
+        tokio::select! {
+            _ = next.tick() => if attempts.len() < ATTEMPTS {
+                attempts.spawn_local(async move {
+                    let attempt = async { Connection::open(target, "/", true).await?.exchange().await };
+                    tokio::time::timeout(Duration::from_secs(2), attempt).await?
+                });
+            },
+            Some(Ok(Ok(()))) = attempts.join_next() => return Ok(()),
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
+
+const AGAIN: Duration = Duration::from_millis(5);
+/// At the same moment.
+const ATTEMPTS: usize = 400;
