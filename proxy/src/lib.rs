@@ -28,6 +28,7 @@ pub mod request;
 pub mod shard;
 pub mod tap;
 pub mod tcp;
+pub mod trim;
 
 use accept::Kind;
 use anyhow::{Context, Result};
@@ -187,6 +188,7 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
             accepting.spawn_local(accept::accept(shard.clone(), listener, kind, tasks.clone()));
         }
         let sweep = tokio::task::spawn_local(shard.clone().sweep());
+        let trim = tokio::task::spawn_local(trim::when_idle());
         shard.stop.stopping().await;
         accepting.close();
         accepting.wait().await;
@@ -196,6 +198,7 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
         }
         shard.close();
         sweep.abort();
+        trim.abort();
         Ok(())
     })
 }
