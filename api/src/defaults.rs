@@ -193,3 +193,5 @@ pub const PROXY_PROGRAM: &str = "/gossamer-proxy";
 /// Where the token is mounted. Kubernetes mounts the API server's token at this path of every container that has
 /// nothing there.
 pub const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Where a proxy in a pod keeps what its container must find again when it is started anew. Short: it is in each pod object.
+pub const STATE_DIR: &str = "/state";

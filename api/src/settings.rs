@@ -51,7 +51,8 @@ pub const PROXY: &[Setting] = settings! {
     "trust-anchors" "PEM, or a file's path" process String::new() => "Roots of trust; empty: no identity, no meshed traffic";
     "local-identity" "identity" process String::new() => "The identity to ask for";
     "token-file" "path" process String::new() => "The token that proves it; read anew for each request";
-    "control-namespace" "namespace" process String::new() => "Where the control plane lives; its addresses and names, and ours, then follow from it";
+    "state-dir" "path" process String::new() => "Where the newest roots of trust are kept for a proxy that is started again; empty: nowhere";
+    "control-namespace" "namespace" process String::new() => "Where the control plane lives; its addresses and names, and ours, then follow from it (default where a service account is given: gossamer)";
     "cluster-domain" "DNS suffix" process defaults::CLUSTER_DOMAIN.into() => "The end of every service's name";
     "trust-domain" "DNS suffix" process defaults::TRUST_DOMAIN.into() => "The end of every identity";
     "service-account" "name" process String::new() => "The workload's service account, which names its identity";
@@ -107,6 +108,18 @@ pub fn parse_duration(value: &str) -> Option<Duration> {
         _ => return None,
     };
     number.checked_mul(ms).map(Duration::from_millis)
+}
+
+/// Reads a Gateway API duration (GEP-2257): `1m30s`, `500ms`.
+pub fn parse_gep_duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut sum) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |unit| digits + unit);
+        sum = sum.checked_add(parse_duration(&rest[..unit])?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(sum)
 }
 
 impl Setting {
@@ -313,5 +326,15 @@ mod tests {
             assert_eq!((duration.as_millis(), text(duration).as_str()), (ms, value));
         }
         assert!(parse_duration("1").is_none() && parse_duration("s").is_none() && parse_duration("1.5s").is_none());
+    }
+
+    #[test]
+    fn durations_of_the_gateway_api_have_several_parts() {
+        assert_eq!(parse_gep_duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(parse_gep_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_gep_duration("0s"), Some(Duration::ZERO));
+        for bad in ["", "1", "s", "1x", "1.5s", "-1s"] {
+            assert_eq!(parse_gep_duration(bad), None, "{bad}");
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod error;
 pub mod fan;
 pub mod health;
 pub mod installation;
+pub mod manifest;
 pub mod node;
 pub mod output;
 pub mod place;
@@ -29,12 +30,18 @@ pub mod tapping;
 pub mod verdict;
 pub mod view;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use std::process::ExitCode;
 
 /// Parses, runs, reports.
 pub fn main() -> ExitCode {
-    match commands::run(commands::Cli::parse()) {
+    let mut command = commands::Cli::command();
+    if place::is_plugin(std::env::args_os().next().as_deref()) {
+        command = command.bin_name("kubectl gossamer");
+    }
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    let parsed = parsed.and_then(|matches| commands::Cli::from_arg_matches(&matches));
+    match commands::run(parsed.unwrap_or_else(|error| error.exit())) {
         Ok(code) => code,
         Err(error) => error.report(),
     }

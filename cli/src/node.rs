@@ -1,6 +1,7 @@
 //! The machine's part of a mesh: its folder, its bridge, its names. The control plane and the replicas build on it.
 
 use crate::error::{Context, Result};
+use crate::sandbox::outside::{self, Outside};
 use crate::sandbox::state::State;
 use crate::sandbox::{dns, enter, network};
 use gossamer_api::defaults;
@@ -13,10 +14,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes the bridge and answers for names. This process must be inside a new private network.
+    /// Makes the bridge, answers for names and opens the way out, if there is one. This process must be inside a new
+    /// private network.
     pub async fn start(state: State, resolve: dns::Resolve) -> Result<Node> {
         network::make_bridge()?;
-        tokio::spawn(dns::serve(dns::bind(network::NODE).await?, resolve));
+        let outside = Outside::open()?;
+        if let Some(outside) = &outside {
+            outside::relay(outside.clone()).await?;
+        }
+        tokio::spawn(dns::serve(dns::bind(network::NODE).await?, resolve, outside));
         Ok(Node { state })
     }
 

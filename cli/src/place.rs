@@ -6,6 +6,7 @@
 use crate::cluster::{self, Cluster, MESHED_LABEL};
 use crate::error::{CommandError, Result};
 use crate::fan;
+use crate::output::paint_err;
 use crate::registry::Client;
 use crate::resource::{self, Resource};
 use crate::sandbox::enter;
@@ -242,6 +243,19 @@ impl Place {
         all.retain(|workload| namespace.is_none_or(|namespace| namespace == workload.namespace));
         all.sort_by(|a, b| (&a.namespace, &a.owner, &a.pod).cmp(&(&b.namespace, &b.owner, &b.pod)));
         Ok(all)
+    }
+
+    /// Everything that this user may list: clients may be anywhere. Says so where that is one namespace only.
+    pub async fn everybody(&self, scope: &Scope) -> Result<Vec<Workload>> {
+        let error = match self.all(None).await {
+            Ok(all) => return Ok(all),
+            Err(error) => error,
+        };
+        let Some(namespace) = scope.within(self) else { return Err(error) };
+        let known = self.all(Some(&namespace)).await?;
+        let warning = paint_err("warning:", "1;33");
+        eprintln!("{warning} {}; only namespace {namespace:?} is looked at", error.message);
+        Ok(known)
     }
 
     /// Says what there is instead.

@@ -11,6 +11,7 @@ use gossamer_api::process::tls::{self, Anchors};
 use gossamer_api::{defaults, keys};
 use gossamer_identity::issuer::{Authority, Issuer};
 use gossamer_identity::kubernetes::source::{ANCHORS_CONFIG_MAP, ANCHORS_KEY, ISSUER_SECRET};
+use gossamer_injector::container::{CONTAINER, STATE_VOLUME};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{Api, DeleteParams, PostParams};
@@ -140,7 +141,7 @@ pub async fn laggards(cluster: &Cluster, wanted: &Wanted) -> Result<(Vec<(String
         cluster.pods(Some(&cluster.control_namespace), keys::CONTROL_PLANE_COMPONENT).await?,
     );
     pods.extend(plane.into_iter().filter(|pod| part(pod).is_some()));
-    pods.retain(runs);
+    let waiting: Vec<Pod> = pods.extract_if(.., |pod| !runs(pod)).collect();
     let answers = fan::out("proxies", &pods, |_, pod| {
         let (namespace, name) = (text(&pod.metadata.namespace), text(&pod.metadata.name));
         let (component, port) = part(pod).unwrap_or(("proxy", defaults::ADMIN_PORT));
@@ -159,16 +160,25 @@ pub async fn laggards(cluster: &Cluster, wanted: &Wanted) -> Result<(Vec<(String
     })
     .await;
     let mut late = Vec::new();
+    if let Wanted::Trusts(root) = wanted {
+        // They start with the roots that they were made with, and would not believe an identity service under the new one.
+        let reason = "has not started, and was made before the new root; if it goes on waiting, delete it: what takes its \
+                      place will know both";
+        let stale = waiting.iter().filter(|pod| has_not_started(pod) && lacks_root(pod, root));
+        late.extend(stale.map(|pod| (full_name(pod), reason.to_owned())));
+    }
+    // Who waits is counted only when it is late.
+    let all = pods.len() + late.len();
     for (pod, answer) in pods.iter().zip(answers) {
         let reason = match answer {
             Ok((anchors, issuer)) => lacks(wanted, &anchors, &issuer),
             Err(error) => Some(error),
         };
         if let Some(reason) = reason {
-            late.push((format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name)), reason));
+            late.push((full_name(pod), reason));
         }
     }
-    Ok((late, pods.len()))
+    Ok((late, all))
 }
 
 /// What one lacks that trusts `anchors` and whose certificate `issuer` signed.
@@ -186,24 +196,40 @@ fn lacks(wanted: &Wanted, anchors: &[String], issuer: &[String]) -> Option<Strin
     }
 }
 
-/// Pods whose proxy starts with the roots that it was injected with, and not with this one: running proxies learn it, but
-/// a container that is restarted would not get a certificate.
-pub async fn injected_without(cluster: &Cluster, root: &CertificateDer<'_>) -> Result<Vec<String>> {
+/// Pods whose proxy, should its container be started again, begins with the roots that it was injected with, and not with
+/// the one of that fingerprint. Those that keep the newest roots in a volume of theirs are not among them.
+pub async fn injected_without(cluster: &Cluster, root: &str) -> Result<Vec<String>> {
     let pods = cluster.pods(None, MESHED_LABEL).await?;
-    let given = |pod: &Pod| {
-        let spec = pod.spec.as_ref()?;
-        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let mut env =
-            containers.filter(|container| container.name == "gossamer-proxy").flat_map(|c| c.env.iter().flatten());
-        env.find(|variable| variable.name == "MESH_TRUST_ANCHORS")?.value.clone()
+    let keeps = |pod: &Pod| {
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.into_iter().any(|volume| volume.name == STATE_VOLUME)
     };
-    let lacks = |pod: &Pod| {
-        given(pod)
-            .and_then(|pem| Anchors::from_pem(&pem).ok())
-            .is_some_and(|a| !a.certificates().iter().any(|a| a == root))
-    };
-    let name = |pod: &Pod| format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name));
-    Ok(pods.iter().filter(|pod| runs(pod) && lacks(pod)).map(name).collect())
+    Ok(pods.iter().filter(|pod| runs(pod) && !keeps(pod) && lacks_root(pod, root)).map(full_name).collect())
+}
+
+/// True when the roots that a pod was injected with lack the one of that fingerprint.
+fn lacks_root(pod: &Pod, root: &str) -> bool {
+    let Some(spec) = pod.spec.as_ref() else { return false };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut env = containers.filter(|container| container.name == CONTAINER).flat_map(|c| c.env.iter().flatten());
+    let given =
+        env.find(|variable| variable.name == "MESH_TRUST_ANCHORS").and_then(|variable| variable.value.as_deref());
+    let anchors = given.and_then(|pem| Anchors::from_pem(pem).ok());
+    anchors.is_some_and(|anchors| !anchors.certificates().iter().any(|anchor| tls::fingerprint(anchor) == root))
+}
+
+/// True while its proxy has never run.
+fn has_not_started(pod: &Pod) -> bool {
+    let Some(status) = pod.status.as_ref() else { return true };
+    let mut all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let proxy = all.find(|container| container.name == CONTAINER);
+    let waits =
+        status.phase.as_deref().is_none_or(|phase| phase == "Pending") && pod.metadata.deletion_timestamp.is_none();
+    waits && proxy.and_then(|proxy| proxy.state.as_ref()).is_none_or(|state| state.running.is_none())
+}
+
+fn full_name(pod: &Pod) -> String {
+    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
 }
 
 fn issuer(secret: &Secret, anchors: Anchors) -> Result<Issuer> {
@@ -262,6 +288,31 @@ fn text(name: &Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_waits_with_old_roots_is_late() {
+        let pem = |name: &str| gossamer_identity::issuer::new_root(name, SystemTime::now()).unwrap().certificate;
+        let (old, new) = (pem("old"), pem("new"));
+        let fingerprint = |pem: &str| tls::fingerprint(&Anchors::from_pem(pem).unwrap().certificates()[0]);
+        let pod = |phase: &str, state: serde_json::Value| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": "a" },
+                "spec": { "containers": [], "initContainers": [
+                    { "name": CONTAINER, "env": [{ "name": "MESH_TRUST_ANCHORS", "value": old }] }
+                ] },
+                "status": { "phase": phase, "initContainerStatuses": [
+                    { "name": CONTAINER, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state }
+                ] },
+            }))
+            .unwrap()
+        };
+        let waits = pod("Pending", serde_json::json!({ "waiting": {} }));
+        assert!(has_not_started(&waits) && lacks_root(&waits, &fingerprint(&new)));
+        assert!(!lacks_root(&waits, &fingerprint(&old)));
+        assert!(!has_not_started(&pod("Pending", serde_json::json!({ "running": {} }))));
+        assert!(!has_not_started(&pod("Succeeded", serde_json::json!({ "terminated": { "exitCode": 0 } }))));
+        assert!(has_not_started(&Pod::default()));
+    }
 
     #[test]
     fn a_proxy_lacks_what_it_does_not_tell() {

@@ -192,6 +192,9 @@ impl Golden {
     }
 
     fn carry(&mut self, sample: &Sample) {
+        if sample.label("tls").is_empty() {
+            return;
+        }
         self.carried += sample.value;
         if sample.label("tls") == "true" {
             self.secured += sample.value;

@@ -210,6 +210,39 @@ pub fn as_clients_see(
     rows(sums)
 }
 
+/// Requests by the routes of people, as clients' proxies count them: a row for each route of these names (none: all) and
+/// each service that it is of. A route in a client's namespace is its own.
+pub fn of_routes(counted: &[Option<Counted>], names: &[&str], namespace: Option<&str>) -> Vec<Row> {
+    let mut sums: BTreeMap<(Key, String), Sum> = BTreeMap::new();
+    for counted in counted.iter().flatten() {
+        let mut seen: BTreeMap<(Key, String), Vec<Sample>> = BTreeMap::new();
+        for sample in &counted.during {
+            let Some(name) = sample.name.strip_prefix("outbound_route_") else { continue };
+            let (route, of) = (sample.label("route_name"), sample.label("route_namespace"));
+            let meant = names.is_empty() || names.contains(&route);
+            if !meant || namespace.is_some_and(|namespace| namespace != of) {
+                continue;
+            }
+            let parent = format!("{}:{}", sample.label("parent_name"), sample.label("parent_port"));
+            let key = (of.to_string(), "route".to_string(), route.to_string());
+            // As if they were requests to an endpoint; nothing is said of TLS.
+            seen.entry((key, parent)).or_default().push(Sample { name: name.to_string(), ..sample.clone() });
+        }
+        for (key, samples) in seen {
+            let sum = sums.entry(key).or_default();
+            let here = Counted { during: samples, serves: false, window: counted.window };
+            sum.add(&here, |_| true);
+            sum.meshed += 1;
+            sum.replicas += 1;
+        }
+    }
+    let row = |((key, parent), sum): ((Key, String), Sum)| {
+        let shown = format!("{} ({parent})", key.2);
+        Row { shown, ..sum.row(key) }
+    };
+    sums.into_iter().map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,6 +315,24 @@ mod tests {
         assert_eq!(see(&[target("sts/db", "shop")]), [""; 0]);
         assert_eq!(see(&[target("svc/db.data", "shop")]), ["svc/db 1/2 10"]);
         assert_eq!(see(&[target("ns", "")]), ["ns/data 1/2 10", "ns/shop 1/2 50"]);
+    }
+
+    #[test]
+    fn routes_are_counted_by_their_clients() {
+        let series = |route: &str, classification: &str, value: u32| {
+            format!(
+                "outbound_route_response_total{{parent_name=\"api\",parent_port=\"80\",route_namespace=\"shop\",\
+                 route_name=\"{route}\",classification=\"{classification}\"}} {value}\n"
+            )
+        };
+        let one = counted(
+            "",
+            &(series("canary", "success", 9) + &series("canary", "failure", 1) + &series("old", "success", 5)),
+        );
+        let two = counted(&series("canary", "success", 4), &series("canary", "success", 14));
+        let rows = of_routes(&[one, None, two], &["canary"], Some("shop"));
+        assert_eq!(text(&rows), ["canary (api:80) 2/2 20"]);
+        assert_eq!((rows[0].golden.success_rate(), rows[0].golden.secured_share()), (Some(0.95), None));
     }
 
     #[test]

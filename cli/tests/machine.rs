@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -29,9 +30,14 @@ fn namespaces_forbidden() -> bool {
     assert!(!forbidden || text(&check).contains("not allowed here"), "{}", text(&check));
     if forbidden {
         assert!(std::env::var_os("CI").is_none(), "{}", text(&check));
-        eprintln!("SKIPPED: {}", text(&check));
+        skipped(&text(&check));
     }
     forbidden
+}
+
+/// Not by a macro, whose words are only shown when a test fails.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 fn text(output: &Output) -> String {
@@ -132,6 +138,133 @@ fn a_program_is_reached_by_its_name_and_its_exit_code_is_kept() {
     assert!(text(&edges).contains("\"secured\": true"), "{}", text(&edges));
 }
 
+/// What is said about a mesh while it runs, by every command; and Ctrl-C ends all of it.
+#[test]
+fn a_running_demo_is_shown_by_every_command() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let mut demo = Running::start(meshctl(state.path()).arg("demo"));
+    let ask = |arguments: &[&str]| meshctl(state.path()).args(arguments).output().unwrap();
+    let json = |arguments: &[&str]| {
+        let output = ask(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        serde_json::Deserializer::from_slice(&output.stdout)
+            .into_iter::<Value>()
+            .map(|value| value.unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{}", text(&output))))
+            .collect::<Vec<_>>()
+    };
+    eventually("there is traffic to the ledger", || {
+        let stat = ask(&["stat", "-t", "0", "-o", "json"]);
+        stat.status.success() && text(&stat).contains("ledger") && text(&ask(&["edges"])).contains("ledger")
+    });
+    let wide = ask(&["stat", "-o", "wide"]);
+    for word in ["MESHED", "SUCCESS", "RPS", "P50", "P95", "P99", "TCP_CONN", "MTLS", "web", "100%"] {
+        assert!(text(&wide).contains(word), "{word} in {}", text(&wide));
+    }
+    let top = json(&["top", "web", "--duration", "2s", "-o", "json"]);
+    assert!(format!("{top:?}").contains("\"path\""), "{top:?}");
+    let tapped = json(&["tap", "web", "--method", "GET", "--duration", "2s", "-o", "json"]);
+    assert!(!tapped.is_empty() && format!("{tapped:?}").contains("GET"), "{tapped:?}");
+    let nothing = json(&["tap", "web", "--path", "/no-such-path", "--duration", "1s", "-o", "json"]);
+    assert!(nothing.is_empty(), "{nothing:?}");
+    let edges = format!("{:?}", json(&["edges", "-o", "json"]));
+    assert!(edges.contains("ledger") && !edges.contains("\"secured\": Bool(false)"), "{edges}");
+    let identity = text(&ask(&["identity", "web"]));
+    assert!(identity.contains("serviceaccount.identity.gossamer.cluster.local"), "{identity}");
+    let check = ask(&["check"]);
+    assert_eq!(check.status.code(), Some(0), "{}", text(&check));
+    let why = text(&ask(&["why", "no-endpoints"]));
+    assert!(why.contains("endpoint"), "{why}");
+    assert_eq!(ask(&["why", "no-such-code"]).status.code(), Some(1));
+    assert!(text(&ask(&["completion", "bash"])).contains("complete"));
+    assert!(text(&ask(&["version"])).contains(env!("CARGO_PKG_VERSION")));
+    assert_eq!(ask(&["stat", "--no-such-option"]).status.code(), Some(2));
+    let nobody = ask(&["stat", "nobody"]);
+    assert!(nobody.status.code() == Some(1) && text(&nobody).contains("hint:"), "{}", text(&nobody));
+
+    let pid = std::fs::read_to_string(state.path().join("demo/pid")).unwrap();
+    let namespace = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert!(Command::new("kill").args(["-INT", &demo.0.id().to_string()]).status().unwrap().success());
+    eventually("Ctrl-C ends the demo", || demo.0.try_wait().unwrap().is_some());
+    assert_eq!(processes_in(&namespace), 0);
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "it leaves nothing behind");
+}
+
+/// Two replicas, each called; a port of them on this machine; and a name that nobody has.
+#[test]
+fn replicas_share_a_name_and_a_port_can_be_published() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let publish = format!("{free}:7070");
+    let program = ["run", "ledger", "--port", "7070", "--replicas", "2", "--publish", &publish, "--"];
+    let mut server =
+        Running::start(meshctl(state.path()).args(program).args([env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"]));
+    eventually("the published port answers", || {
+        assert!(server.0.try_wait().unwrap().is_none(), "it has ended");
+        let Ok(io) = std::net::TcpStream::connect(("127.0.0.1", free)) else { return false };
+        io.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(io), &mut line).is_ok()
+            && line.contains("LEDGER ready")
+    });
+    let script =
+        "getent ahostsv4 ledger-1.ledger; getent ahostsv4 ledger-2.ledger; getent ahostsv4 nobody || echo none";
+    let names = text(&meshctl(state.path()).args(["run", "client", "--", "sh", "-c", script]).output().unwrap());
+    assert!(names.matches("STREAM").count() == 2 && names.contains("none"), "{names}");
+    let stat = text(&meshctl(state.path()).args(["stat", "ledger"]).output().unwrap());
+    assert!(stat.contains("2/2"), "{stat}");
+}
+
+const ONLY_FRIENDS: &str = "apiVersion: policy.gossamer.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: only-friends, namespace: default }
+spec:
+  service: ledger
+  from: [{ serviceAccounts: [{ name: friend }] }]
+";
+
+/// The last good state stays in force.
+#[test]
+fn a_folder_of_objects_is_obeyed_and_a_wrong_one_is_named() {
+    if namespaces_forbidden() {
+        return;
+    }
+    let state = state();
+    let objects = state.path().join("objects");
+    std::fs::create_dir(&objects).unwrap();
+    let policy = objects.join("policy.yaml");
+    std::fs::write(&policy, ONLY_FRIENDS).unwrap();
+    let log = state.path().join("log");
+    let mut control = meshctl(state.path());
+    control.args(["control", "--isolated", "--objects"]).arg(&objects).stderr(std::fs::File::create(&log).unwrap());
+    let _control = Running(control.stdout(Stdio::null()).spawn().unwrap());
+    eventually("the control plane runs", || {
+        meshctl(state.path()).args(["check", "--local"]).status().unwrap().success()
+    });
+    let program = ["run", "ledger", "--port", "7070", "--", env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"];
+    let _server = Running::start(meshctl(state.path()).args(program));
+    let hears = |name: &str| {
+        let script = "exec 3<>/dev/tcp/ledger/7070 && timeout 2 head -1 <&3";
+        let output = meshctl(state.path()).args(["run", name, "--", "bash", "-c", script]).output().unwrap();
+        text(&output).contains("LEDGER ready")
+    };
+    eventually("a friend is let in", || hears("friend"));
+    assert!(!hears("client"), "nobody else is");
+
+    std::fs::write(&policy, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }"))
+        .unwrap();
+    let place = format!("{}:6: spec.from: ", policy.display());
+    eventually("the file, the line and the field are named", || {
+        std::fs::read_to_string(&log).unwrap().contains(&place)
+    });
+    assert!(hears("friend") && !hears("client"), "the last good state stays");
+}
+
 #[test]
 fn an_ordinary_user_needs_no_root_and_stays_that_user() {
     const NOBODY: u32 = 65534;
@@ -148,7 +281,8 @@ fn an_ordinary_user_needs_no_root_and_stays_that_user() {
     let script = "id -u; grep CapEff /proc/self/status; getent hosts web.default";
     let output = run.args(["run", "web", "--port", "80", "--", "sh", "-c", script]).output().unwrap();
     if text(&output).contains("not allowed here") {
-        return eprintln!("skipped: {}", text(&output));
+        assert!(std::env::var_os("CI").is_none(), "{}", text(&output));
+        return skipped(&text(&output));
     }
     assert!(output.status.success(), "{}", text(&output));
     let text = text(&output);

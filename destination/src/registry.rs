@@ -43,6 +43,16 @@ pub enum Change {
     Delete(Key),
 }
 
+impl Change {
+    /// What it is about.
+    pub fn key(&self) -> Key {
+        match self {
+            Change::Apply(object) => object.key(),
+            Change::Delete(key) => key.clone(),
+        }
+    }
+}
+
 /// A question that many may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Query {

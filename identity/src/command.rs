@@ -72,79 +72,80 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     stop.on_signals()?;
     let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     let (page, listener) = (bind("--admin", options.admin).await?, bind("--listen", options.listen).await?);
+    let process = Process { options: &options, listener, page, level, stop: &stop };
     match (options.kubernetes, &options.state_dir) {
-        (false, Some(folder)) => on_a_machine(folder.clone(), &options, listener, page, level, &stop).await?,
-        (true, _) => on_kubernetes(&options, listener, page, level, &stop).await?,
-        (false, None) if in_pod => on_kubernetes(&options, listener, page, level, &stop).await?,
+        (false, Some(folder)) => process.on_a_machine(folder.clone()).await?,
+        (true, _) => process.on_kubernetes().await?,
+        (false, None) if in_pod => process.on_kubernetes().await?,
         (false, None) => anyhow::bail!("give --state-dir, or --kubernetes to go by the objects of a cluster"),
     }
     Ok(stop.wait(defaults::SHUTDOWN_GRACE).await)
 }
 
-async fn on_a_machine(
-    folder: PathBuf,
-    options: &Options,
+/// What there is before it is known where keys come from.
+struct Process<'a> {
+    options: &'a Options,
     listener: TcpListener,
     page: TcpListener,
     level: LogLevel,
-    stop: &Stop,
-) -> anyhow::Result<()> {
-    let tokens = JoinTokens::new();
-    if let Some(path) = &options.tokens {
-        let named = || path.display().to_string();
-        tokens.read(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
-    }
-    let config = Config {
-        anchors: options.anchors.clone(),
-        listen: options.listen,
-        control_namespace: options.control_namespace.clone(),
-        trust_domain: options.trust_domain.clone(),
-        service_account: options.service_account.clone(),
-        ..Config::new(folder, TokenCheck::JoinTokens(tokens))
-    };
-    let authority = Authority::start(&config, stop)?;
-    let service = authority.service.clone();
-    let admin = Admin { metrics: Arc::new(move || service.metrics()), ..Admin::new(level, stop.clone()) };
-    tokio::spawn(admin.serve(page, axum::Router::new()));
-    tracing::info!(address = %options.listen, identity = %config.server_identity()?, "issuing certificates");
-    authority.serve(&config, listener, stop.clone()).await
+    stop: &'a Stop,
 }
 
-async fn on_kubernetes(
-    options: &Options,
-    listener: TcpListener,
-    page: TcpListener,
-    level: LogLevel,
-    stop: &Stop,
-) -> anyhow::Result<()> {
-    let client =
-        kube::Config::infer().await.context("no way to the Kubernetes API: not in a pod, and no kubeconfig")?;
-    let client = kube::Client::try_from(kubernetes::client_config(client)).context("Kubernetes API")?;
-    let anchors = options.anchors.clone().unwrap_or_else(|| PathBuf::from(ANCHORS_DIR));
-    let config = kubernetes::Config {
-        control_namespace: options.control_namespace.clone(),
-        trust_domain: options.trust_domain.clone(),
-        audience: options.token_audience.clone(),
-        issuer_dir: Some(options.issuer_dir.clone()),
-        anchors: Some(anchors),
-    };
-    // The page comes first, so that people see what a service that isn't ready is waiting for.
-    let (waiting, reason) = watch::channel("issuer and trust anchors are not known yet".to_owned());
-    let known: Arc<OnceLock<Service>> = Arc::default();
-    let (ready, counted) = (known.clone(), known.clone());
-    let admin = Admin {
-        metrics: Arc::new(move || counted.get().map(Service::metrics).unwrap_or_default()),
-        // What is wrong later leaves the last good in force.
-        ready: Arc::new(move || ready.get().map(|_| ()).ok_or_else(|| reason.borrow().clone())),
-        ..Admin::new(level, stop.clone())
-    };
-    tokio::spawn(admin.serve(page, axum::Router::new()));
-    let started = kubernetes::Authority::start(&config, &options.service_account, client, waiting, stop);
-    let Some(authority) = started.await? else { return Ok(()) };
-    // Set once: here.
-    let _ = known.set(authority.service.clone());
-    tracing::info!(address = %options.listen, identity = %authority.identity, "issuing certificates");
-    serve(&authority.service, authority.identity, listener, stop.clone()).await
+impl Process<'_> {
+    async fn on_a_machine(self, folder: PathBuf) -> anyhow::Result<()> {
+        let Process { options, listener, page, level, stop } = self;
+        let tokens = JoinTokens::new();
+        if let Some(path) = &options.tokens {
+            let named = || path.display().to_string();
+            tokens.read(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
+        }
+        let config = Config {
+            anchors: options.anchors.clone(),
+            listen: options.listen,
+            control_namespace: options.control_namespace.clone(),
+            trust_domain: options.trust_domain.clone(),
+            service_account: options.service_account.clone(),
+            ..Config::new(folder, TokenCheck::JoinTokens(tokens))
+        };
+        let authority = Authority::start(&config, stop)?;
+        let service = authority.service.clone();
+        let admin = Admin { metrics: Arc::new(move || service.metrics()), ..Admin::new(level, stop.clone()) };
+        tokio::spawn(admin.serve(page, axum::Router::new()));
+        tracing::info!(address = %options.listen, identity = %config.server_identity()?, "issuing certificates");
+        authority.serve(&config, listener, stop.clone()).await
+    }
+
+    async fn on_kubernetes(self) -> anyhow::Result<()> {
+        let Process { options, listener, page, level, stop } = self;
+        let client =
+            kube::Config::infer().await.context("no way to the Kubernetes API: not in a pod, and no kubeconfig")?;
+        let client = kube::Client::try_from(kubernetes::client_config(client)).context("Kubernetes API")?;
+        let anchors = options.anchors.clone().unwrap_or_else(|| PathBuf::from(ANCHORS_DIR));
+        let config = kubernetes::Config {
+            control_namespace: options.control_namespace.clone(),
+            trust_domain: options.trust_domain.clone(),
+            audience: options.token_audience.clone(),
+            issuer_dir: Some(options.issuer_dir.clone()),
+            anchors: Some(anchors),
+        };
+        // The page comes first, so that people see what a service that isn't ready is waiting for.
+        let (waiting, reason) = watch::channel("issuer and trust anchors are not known yet".to_owned());
+        let known: Arc<OnceLock<Service>> = Arc::default();
+        let (ready, counted) = (known.clone(), known.clone());
+        let admin = Admin {
+            metrics: Arc::new(move || counted.get().map(Service::metrics).unwrap_or_default()),
+            // What is wrong later leaves the last good in force.
+            ready: Arc::new(move || ready.get().map(|_| ()).ok_or_else(|| reason.borrow().clone())),
+            ..Admin::new(level, stop.clone())
+        };
+        tokio::spawn(admin.serve(page, axum::Router::new()));
+        let started = kubernetes::Authority::start(&config, &options.service_account, client, waiting, stop);
+        let Some(authority) = started.await? else { return Ok(()) };
+        // Set once: here.
+        let _ = known.set(authority.service.clone());
+        tracing::info!(address = %options.listen, identity = %authority.identity, "issuing certificates");
+        serve(&authority.service, authority.identity, listener, stop.clone()).await
+    }
 }
 
 async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

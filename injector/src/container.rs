@@ -15,6 +15,8 @@ pub const CONTAINER: &str = "gossamer-proxy";
 pub const INIT_CONTAINER: &str = "gossamer-init";
 /// The name of the token's volume.
 pub const VOLUME: &str = "gossamer-token";
+/// The name of the volume that outlives the container.
+pub const STATE_VOLUME: &str = "gossamer";
 
 /// How the proxy lives in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +32,10 @@ pub fn proxy(values: &Values, settings: &Settings, shape: Shape) -> Value {
     let mut container = base(CONTAINER, values, settings);
     container["env"] = env(values, settings, !shape.separate_init).into();
     container["ports"] = json!([{ "name": CONTAINER, "containerPort": defaults::ADMIN_PORT }]);
-    container["volumeMounts"] = json!([{ "name": VOLUME, "mountPath": defaults::TOKEN_DIR, "readOnly": true }]);
+    container["volumeMounts"] = json!([
+        { "name": VOLUME, "mountPath": defaults::TOKEN_DIR, "readOnly": true },
+        { "name": STATE_VOLUME, "mountPath": defaults::STATE_DIR },
+    ]);
     container["securityContext"] = if shape.separate_init {
         json!({
             "runAsUser": settings.uid(),
@@ -80,6 +85,12 @@ pub fn volume() -> Value {
     json!({ "name": VOLUME, "projected": { "sources": [{ "serviceAccountToken": token }] } })
 }
 
+/// What the proxy keeps for the next start of its container: the newest roots of trust, since those that are written into
+/// the pod may be older. In memory: an empty directory on the node's disk keeps autoscalers from moving the pod.
+pub fn state_volume() -> Value {
+    json!({ "name": STATE_VOLUME, "emptyDir": { "medium": "Memory" } })
+}
+
 fn base(name: &str, values: &Values, settings: &Settings) -> Value {
     let image = settings.set("image").unwrap_or(&values.proxy_image);
     let mut container = json!({ "name": name, "image": image });
@@ -116,13 +127,13 @@ fn env(values: &Values, settings: &Settings, redirect: bool) -> Vec<Value> {
         field("MESH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
         field("MESH_NODE", "spec.nodeName"),
         field("MESH_INBOUND_IPS", "status.podIPs"),
-        variable("MESH_CONTROL_NAMESPACE", &values.control_namespace),
         variable("MESH_TRUST_ANCHORS", &values.trust_anchors),
     ];
     if redirect {
         env.push(variable("MESH_REDIRECT", "true"));
     }
     for (name, value, default) in [
+        ("MESH_CONTROL_NAMESPACE", &values.control_namespace, defaults::CONTROL_NAMESPACE),
         ("MESH_CLUSTER_DOMAIN", &values.cluster_domain, defaults::CLUSTER_DOMAIN),
         ("MESH_TRUST_DOMAIN", &values.trust_domain, defaults::TRUST_DOMAIN),
         ("MESH_CLUSTER_NETWORKS", &values.cluster_networks, defaults::CLUSTER_NETWORKS),

@@ -180,6 +180,7 @@ pub fn inject(pod: &Value, namespace: &Map, values: &Values) -> Result<Outcome, 
         additions.member("labels", &format!("{WORKLOAD_LABEL_PREFIX}{kind}"), &name);
     }
     additions.append("volumes", container::volume());
+    additions.append("volumes", container::state_volume());
     // In the order in which they go to the front: the last one is the first.
     let proxy = container::proxy(values, &settings, shape);
     additions.prepend(if shape.native { "initContainers" } else { "containers" }, proxy);

@@ -74,6 +74,8 @@ pub struct Config {
     pub local_identity: Option<Identity>,
     /// What proves it.
     pub token_file: PathBuf,
+    /// Where the newest roots of trust are kept.
+    pub state_dir: Option<PathBuf>,
     /// What we stand beside.
     pub workload: Workload,
     /// Its addresses.
@@ -131,6 +133,10 @@ impl Config {
             none if none.is_empty() && cluster.is_some() => PathBuf::from(defaults::TOKEN_DIR).join("token"),
             path => path.into(),
         };
+        let state_dir = match values.text("state-dir") {
+            none if none.is_empty() => cluster.is_some().then(|| PathBuf::from(defaults::STATE_DIR)),
+            path => Some(path.into()),
+        };
         let local_identity = match values.optional("local-identity")? {
             None => cluster.as_ref().and_then(|cluster| cluster.workload(values)),
             given => given,
@@ -150,6 +156,7 @@ impl Config {
             trust_anchors: values.inline_or_file("trust-anchors", "-----BEGIN")?,
             local_identity,
             token_file,
+            state_dir,
             workload: values.parse_with("workload", |text| match text {
                 "" => Ok(Workload {
                     ns: values.text("namespace"),
@@ -211,7 +218,11 @@ struct Cluster {
 
 impl Cluster {
     fn new(values: &Values) -> Option<Self> {
-        let control_namespace = values.text("control-namespace");
+        let control_namespace = match values.text("control-namespace") {
+            // Nobody else has service accounts.
+            none if none.is_empty() && !values.text("service-account").is_empty() => defaults::CONTROL_NAMESPACE.into(),
+            namespace => namespace,
+        };
         let (cluster_domain, trust_domain) = (values.text("cluster-domain"), values.text("trust-domain"));
         (!control_namespace.is_empty()).then_some(Cluster { control_namespace, cluster_domain, trust_domain })
     }
@@ -260,7 +271,6 @@ mod tests {
     fn in_a_pod_the_rest_follows_from_the_control_planes_namespace() {
         let values = Values::from_lookup(|name| {
             let value = match name {
-                "MESH_CONTROL_NAMESPACE" => "gossamer",
                 "MESH_TRUST_DOMAIN" => "example.org",
                 "MESH_NAMESPACE" => "demo",
                 "MESH_SERVICE_ACCOUNT" => "web",
@@ -279,6 +289,7 @@ mod tests {
         assert_eq!(config.destination.unwrap().addr, "gossamer-destination.gossamer.svc.cluster.local:8086");
         assert_eq!(config.local_identity.unwrap().as_str(), "web.demo.serviceaccount.identity.gossamer.example.org");
         assert_eq!((config.workload.pod.as_str(), config.workload.node_name.as_str()), ("web-0", "n1"));
+        assert_eq!(config.state_dir, Some(PathBuf::from("/state")));
         assert_eq!(config.token_file, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/token"));
     }
 

@@ -27,6 +27,9 @@ pub struct Hello {
 /// The start of every HTTP/2 connection. Source: RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The longest word taken for a method, twice the longest that IANA knows.
+const METHOD_BYTES: usize = 32;
+
 /// The longest request line looked for its version; longer ones are opaque.
 const LINE_BYTES: usize = 8 * 1024;
 
@@ -118,8 +121,11 @@ fn http1(bytes: &[u8]) -> Option<Protocol> {
     // One empty line before the request is tolerated (RFC 9112 section 2.2).
     let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let method = line.iter().take_while(|b| b.is_ascii_alphabetic() || **b == b'-' || **b == b'_').count();
+    if method > METHOD_BYTES {
+        return Some(Protocol::Opaque);
+    }
     if method == line.len() {
-        return if method > 32 || line.first() == Some(&b'\r') { Some(Protocol::Opaque) } else { None };
+        return if line.first() == Some(&b'\r') { Some(Protocol::Opaque) } else { None };
     }
     if method == 0 {
         return if bytes == b"\r" { None } else { Some(Protocol::Opaque) };
@@ -135,8 +141,6 @@ fn http1(bytes: &[u8]) -> Option<Protocol> {
             Some(if version.starts_with(b"HTTP/") { Protocol::Http1 } else { Protocol::Opaque })
         }
         None if line.len() > LINE_BYTES => Some(Protocol::Opaque),
-        // Control characters never occur in a request line.
-        None if line.iter().any(|b| *b < 0x20 && *b != b'\r') => Some(Protocol::Opaque),
         None => None,
     }
 }
@@ -270,7 +274,9 @@ mod tests {
         check(b"\0\0\0", Some(Protocol::Opaque));
         check(b"*1\r\n$4\r\nPING\r\n", Some(Protocol::Opaque));
         check(&[b'A'; 64], Some(Protocol::Opaque));
-        check(b"GET \x01", Some(Protocol::Opaque));
+        // Refused by the parser once it is whole, however it was cut.
+        check(b"GET \x01", None);
+        check(b"GET \x01 HTTP/1.1\r\n", Some(Protocol::Http1));
     }
 
     #[test]

@@ -136,7 +136,9 @@ async fn meshed(
             }
         }
     };
-    if shard.config.inbound_listen.iter().any(|own| own.port() == target.port()) {
+    // Nor may others reach the tap API by us, wherever it listens: it sees the requests of everybody.
+    let tap = shard.config.tap_listen.iter();
+    if shard.config.inbound_listen.iter().chain(tap).any(|own| own.port() == target.port()) {
         count(&shard, "loop");
         return None;
     }

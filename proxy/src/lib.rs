@@ -243,6 +243,12 @@ fn redirect(config: &Config) -> redirect::Redirect {
         skip_outbound: config.skip_outbound_ports.clone(),
         skip_inbound: config.skip_inbound_ports.clone(),
         own_ports,
+        // The outbound listener's, unless it is open to others.
+        closed_port: config
+            .outbound_listen
+            .iter()
+            .all(|addr| addr.ip().is_loopback())
+            .then(|| port(&config.outbound_listen, defaults::OUTBOUND_PORT)),
     }
 }
 

@@ -40,64 +40,78 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
         Some(policy) => Ok(policy),
         None => Box::pin(destination.policy()).await,
     };
+    let conn = Connection::outbound(shard, destination, client, addr);
     match policy {
         // Nothing may pass: an HTTP client gets to know why.
         Ok(policy) if policy.refuses_all() => {
             let error = Error::Forbidden(target.to_string());
-            Box::pin(explain(shard, destination, io, client, addr, error)).await
+            Box::pin(explain(conn, io, error)).await
         }
-        Ok(policy) => connection(shard, destination, &policy, io, client, addr).await,
+        Ok(policy) => connection(conn, &policy, io).await,
         // HTTP clients get to know why; others see the connection end.
-        Err(error) => Box::pin(explain(shard, destination, io, client, addr, error)).await,
+        Err(error) => Box::pin(explain(conn, io, error)).await,
     }
 }
 
 /// Finds out what is spoken and serves it.
-async fn connection(
-    shard: Rc<Shard>,
-    destination: Rc<Destination>,
-    policy: &Rc<Policy>,
-    mut io: TcpStream,
-    client: SocketAddr,
-    target: SocketAddr,
-) -> Lasting {
+async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream) -> Lasting {
     let skip = match policy.protocol {
         Declared::Opaque => true,
-        Declared::Unknown => shard.config.opaque_ports.contains(target.port()) || shard.speaks_first(target),
+        Declared::Unknown => {
+            let (place, port) = server(&conn, &io);
+            conn.shard.config.opaque_ports.contains(port) || conn.shard.speaks_first(place)
+        }
         Declared::Http | Declared::Tls => false,
     };
     let mut first = BytesMut::new();
-    let protocol = if skip { Some(Protocol::Opaque) } else { first_bytes(&shard, policy, &mut io, &mut first).await };
-    let conn = Rc::new(Connection {
-        metrics: ConnectionMetrics::outbound(&shard, &destination, target),
-        peer: Peer { ip: client.ip(), tls: PeerTls::None },
-        client,
-        target,
-        side: Side::Outbound(destination),
-        shard,
-    });
+    if skip {
+        return spoken(conn, policy, io, first, Protocol::Opaque).await;
+    }
+    // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
+    let waits = policy.protocol == Declared::Http;
+    match first_bytes(&conn.shard, waits, &mut io, &mut first).await {
+        Some(protocol) => spoken(conn, policy, io, first, protocol).await,
+        None if waits => None,
+        None => Box::pin(silent(conn, policy, io)).await,
+    }
+}
+
+/// By what the server is remembered, and its port: the address that the client asked for, or the explicit local port that
+/// leads to a name.
+fn server(conn: &Connection, io: &TcpStream) -> (SocketAddr, u16) {
+    if let Side::Outbound(destination) = &conn.side
+        && let Target::Authority(name) = &destination.target
+    {
+        let port = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        return (io.local_addr().unwrap_or(conn.target), port.unwrap_or_default());
+    }
+    (conn.target, conn.target.port())
+}
+
+/// Serves a connection of which is known what is spoken.
+async fn spoken(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: BytesMut, protocol: Protocol) -> Lasting {
     match protocol {
-        Some(Protocol::Http1) if policy.protocol != Declared::Tls => return http1(conn, io, first),
-        Some(Protocol::Http2) if policy.protocol != Declared::Tls => return http2(conn, io, first),
-        Some(Protocol::Tls(hello)) => Box::pin(opaque(conn, policy, io, first, hello.sni.as_deref())).await,
-        Some(_) => Box::pin(opaque(conn, policy, io, first, None)).await,
-        None => return Box::pin(silent(conn, policy, io)).await,
+        Protocol::Http1 if policy.protocol != Declared::Tls => return http1(conn, io, first),
+        Protocol::Http2 if policy.protocol != Declared::Tls => return http2(conn, io, first),
+        Protocol::Tls(hello) => Box::pin(opaque(conn, policy, io, first, hello.sni.as_deref())).await,
+        _ => Box::pin(opaque(conn, policy, io, first, None)).await,
     }
     None
 }
 
-/// Reads until the protocol is known; `None` when the client says nothing for a moment.
-async fn first_bytes(shard: &Shard, policy: &Policy, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
+/// Reads until the protocol is known. `None` when the client says nothing for a moment, or, where it is waited for
+/// (`waits`), leaves without a word.
+async fn first_bytes(shard: &Shard, waits: bool, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
     let mut patience = Patience::new(shard.config.detect_patience);
     loop {
         if let Some(protocol) = detect(first) {
             return Some(protocol);
         }
-        // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
-        let declared = policy.protocol == Declared::Http && first.is_empty();
+        let forever = waits && first.is_empty();
         let read =
-            if declared { Ok(more(io, first).await) } else { timeout_at(patience.until(first), more(io, first)).await };
+            if forever { Ok(more(io, first).await) } else { timeout_at(patience.until(first), more(io, first)).await };
         match read {
+            Ok(Ok(0) | Err(_)) if forever => return None,
             Ok(Ok(0) | Err(_)) => return Some(Protocol::Opaque),
             Ok(Ok(_)) if first.len() >= DETECT_BYTES => return Some(detect(first).unwrap_or(Protocol::Opaque)),
             Ok(Ok(_)) => {}
@@ -138,7 +152,7 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
     else {
         // Only HTTP has routes here: wait for the client.
         record.forget();
-        return patient(conn, policy, io, BytesMut::new()).await;
+        return patient(conn, policy, io).await;
     };
     let far = dial_balancer(&choice, &mut record).await;
     let mut far = match far {
@@ -150,7 +164,6 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
         }
     };
     let mut greeting = BytesMut::with_capacity(2048);
-    let mut first = BytesMut::new();
     tokio::select! {
         biased;
         ready = io.readable() => {
@@ -160,46 +173,25 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
             // The client was only slow. Nothing was sent to the endpoint: start over with what it says.
             drop(far);
             record.forget();
-            return patient(conn, policy, io, first).await;
+            return patient(conn, policy, io).await;
         }
         read = far.read_buf(&mut greeting) => {
             if matches!(read, Ok(count) if count > 0) {
-                conn.shard.learn_speaks_first(conn.target);
+                conn.shard.learn_speaks_first(server(&conn, &io).0);
             }
         }
     }
-    let mut near = measured(&conn, io, &first);
-    let moved = tcp::relay(&mut near, &mut far, first.split().freeze(), greeting.freeze()).await;
+    let mut near = measured(&conn, io, &BytesMut::new());
+    let moved = tcp::relay(&mut near, &mut far, Bytes::new(), greeting.freeze()).await;
     record.closed(moved);
     None
 }
 
 /// A client that speaks first after all, late.
-async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, mut first: BytesMut) -> Lasting {
-    let mut patience = Patience::new(conn.shard.config.detect_patience);
-    let protocol = loop {
-        if let Some(protocol) = detect(&first) {
-            break protocol;
-        }
-        let read = if first.is_empty() {
-            Ok(more(&mut io, &mut first).await)
-        } else {
-            timeout_at(patience.until(&first), more(&mut io, &mut first)).await
-        };
-        match read {
-            Ok(Ok(0) | Err(_)) if first.is_empty() => return None,
-            Ok(Ok(0) | Err(_)) | Err(_) => break Protocol::Opaque,
-            Ok(Ok(_)) if first.len() >= DETECT_BYTES => break detect(&first).unwrap_or(Protocol::Opaque),
-            Ok(Ok(_)) => {}
-        }
-    };
-    match protocol {
-        Protocol::Http1 => return http1(conn, io, first),
-        Protocol::Http2 => return http2(conn, io, first),
-        Protocol::Tls(hello) => opaque(conn, policy, io, first, hello.sni.as_deref()).await,
-        Protocol::Opaque => opaque(conn, policy, io, first, None).await,
-    }
-    None
+async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream) -> Lasting {
+    let mut first = BytesMut::new();
+    let protocol = first_bytes(&conn.shard, true, &mut io, &mut first).await?;
+    spoken(conn, policy, io, first, protocol).await
 }
 
 /// A connection to an endpoint for bytes.
@@ -239,35 +231,9 @@ async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Rec
 }
 
 /// Discovery failed: an HTTP client is told why, any other connection ends.
-async fn explain(
-    shard: Rc<Shard>,
-    destination: Rc<Destination>,
-    mut io: TcpStream,
-    client: SocketAddr,
-    target: SocketAddr,
-    error: Error,
-) -> Lasting {
+async fn explain(conn: Rc<Connection>, mut io: TcpStream, error: Error) -> Lasting {
     let mut first = BytesMut::new();
-    let mut patience = Patience::new(shard.config.detect_patience);
-    let protocol = loop {
-        match detect(&first) {
-            None if first.len() < DETECT_BYTES => {}
-            protocol => break protocol,
-        }
-        match timeout_at(patience.until(&first), more(&mut io, &mut first)).await {
-            Ok(Ok(count)) if count > 0 => {}
-            _ => break None,
-        }
-    };
-    let conn = Rc::new(Connection {
-        metrics: ConnectionMetrics::outbound(&shard, &destination, target),
-        peer: Peer { ip: client.ip(), tls: PeerTls::None },
-        client,
-        target,
-        side: Side::Outbound(destination),
-        shard,
-    });
-    match protocol {
+    match first_bytes(&conn.shard, false, &mut io, &mut first).await {
         // Each request asks again, so that the connection recovers with the control plane.
         Some(Protocol::Http1) => http1(conn, io, first),
         Some(Protocol::Http2) => http2(conn, io, first),
@@ -276,6 +242,20 @@ async fn explain(
             net::reset_on_close(&io);
             None
         }
+    }
+}
+
+impl Connection {
+    /// A connection of our workload.
+    fn outbound(shard: Rc<Shard>, destination: Rc<Destination>, client: SocketAddr, target: SocketAddr) -> Rc<Self> {
+        Rc::new(Connection {
+            metrics: ConnectionMetrics::outbound(&shard, &destination, target),
+            peer: Peer { ip: client.ip(), tls: PeerTls::None },
+            client,
+            target,
+            side: Side::Outbound(destination),
+            shard,
+        })
     }
 }
 
@@ -307,13 +287,6 @@ pub fn refuse(shard: &Shard, direction: Direction, io: &TcpStream, error: &Error
 #[cfg(test)]
 pub fn http1_of_test(shard: Rc<Shard>, io: TcpStream, client: SocketAddr) -> impl Future<Output = ()> {
     let destination = shard.destination(&Target::Addr(client));
-    let conn = Rc::new(Connection {
-        metrics: ConnectionMetrics::outbound(&shard, &destination, client),
-        peer: Peer { ip: client.ip(), tls: PeerTls::None },
-        client,
-        target: client,
-        side: Side::Outbound(destination),
-        shard,
-    });
+    let conn = Connection::outbound(shard, destination, client, client);
     serve::http1(conn, io.into(), Bytes::new())
 }

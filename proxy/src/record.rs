@@ -9,7 +9,7 @@ pub use handles::{ConnectionMetrics, EndpointMetrics};
 use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
-use crate::metrics::{Direction, RequestMetrics, RouteLabels};
+use crate::metrics::{Direction, RequestMetrics, RouteLabels, RouteMetrics, TlsLabel};
 use crate::policy::limit::Limited;
 use crate::request::mirror::Verdict;
 use crate::request::routes::Rule;
@@ -18,6 +18,7 @@ use crate::shard::PortPolicy;
 use crate::tap::{End, Observed, Tapped};
 use crate::tcp::Moved;
 use gossamer_api::authorization::Authorization;
+use gossamer_api::policy::Meta;
 use gossamer_engine::{Headers, RequestHead, ResponseHead};
 use handles::destination_tls;
 use std::net::SocketAddr;
@@ -177,9 +178,7 @@ impl<'a> Record<'a> {
             self.metrics = Some(metrics.requests.clone());
         }
         self.endpoint = Some(pick.info.addr);
-        if self.conn.shard.taps.is_active() && self.tapped.is_none() {
-            self.tap(pick, head);
-        }
+        self.tap(Some(pick), head);
     }
 
     /// A connection is tried to this endpoint.
@@ -192,19 +191,24 @@ impl<'a> Record<'a> {
         pick.metrics.get_or_init(|| EndpointMetrics::new(&self.conn.shard, self.direction(), balancer, pick))
     }
 
-    fn tap(&mut self, pick: &Pick, head: &RequestHead) {
+    /// Tells whoever watches, unless they know already. Without an endpoint it is the proxy that answers.
+    fn tap(&mut self, pick: Option<&Pick>, head: &RequestHead) {
+        if !self.conn.shard.taps.is_active() || self.tapped.is_some() {
+            return;
+        }
         let tls = self.conn.metrics.tls();
         let observed = Observed {
             head,
             direction: self.direction(),
             source: self.conn.client,
             source_tls: tls,
-            destination: Some(pick.info.addr),
-            destination_tls: match self.direction() {
-                Direction::Outbound => destination_tls(pick),
-                Direction::Inbound => tls,
+            destination: Some(pick.map_or(self.conn.target, |pick| pick.info.addr)),
+            destination_tls: match (self.direction(), pick) {
+                (Direction::Outbound, Some(pick)) => destination_tls(pick),
+                (Direction::Outbound, None) => TlsLabel::None("no_endpoint"),
+                (Direction::Inbound, _) => tls,
             },
-            destination_labels: Some(&pick.info.labels),
+            destination_labels: pick.map(|pick| &pick.info.labels),
             route_labels: None,
         };
         self.tapped = self.conn.shard.taps.request(&observed, self.start).map(Box::new);
@@ -226,12 +230,21 @@ impl<'a> Record<'a> {
         self.count_retry(|metrics| metrics.retry_overflow.inc());
     }
 
-    /// Retries are rare: their handle is looked up.
-    fn count_retry(&self, count: impl Fn(&crate::metrics::RouteMetrics)) {
-        let (Some(rule), Side::Outbound(destination)) = (&self.rule, &self.conn.side) else { return };
-        let Some(policy) = destination.current() else { return };
-        let labels = RouteLabels { parent: &policy.meta, route: &rule.meta, grpc: rule.grpc };
-        count(&self.conn.shard.metrics.route_scope(labels));
+    fn count_retry(&self, count: impl Fn(&RouteMetrics)) {
+        if let Some(metrics) = self.route() {
+            count(metrics);
+        }
+    }
+
+    /// Where the route's requests are counted: looked up once for each rule.
+    fn route(&self) -> Option<&Arc<RouteMetrics>> {
+        let (Some(rule), Side::Outbound(destination)) = (&self.rule, &self.conn.side) else { return None };
+        if rule.metrics.get().is_none() {
+            let policy = destination.current()?;
+            let labels = RouteLabels { parent: &policy.meta, route: &rule.meta, grpc: rule.grpc };
+            return Some(rule.metrics.get_or_init(|| self.conn.shard.metrics.route_scope(labels)));
+        }
+        rule.metrics.get()
     }
 
     /// The response's head is on its way to the client.
@@ -278,6 +291,12 @@ impl<'a> Record<'a> {
                 self.count_error(&error);
             }
         }
+    }
+
+    /// The proxy answers a request itself.
+    pub fn refused(&mut self, head: &RequestHead, error: &Error) {
+        self.tap(None, head);
+        self.failed(error);
     }
 
     /// It was not served.
@@ -336,6 +355,12 @@ impl<'a> Record<'a> {
                 Some(reason) => metrics.failure(self.status, self.grpc, reason, self.latency),
                 None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
             }
+        }
+        // Requests that no route of anybody's is about are counted by endpoint alone.
+        if let Some(Meta::Resource { .. }) = self.rule.as_ref().map(|rule| &rule.meta)
+            && let Some(route) = self.route()
+        {
+            route.response(self.failure.is_none() && self.is_success(), self.latency);
         }
         if let Some(verdict) = self.mirrored.take() {
             verdict.reached(self.status, self.grpc);

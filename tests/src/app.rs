@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Serves a connection.
@@ -43,7 +43,11 @@ pub struct App {
 impl App {
     /// Listens and serves.
     pub async fn start(addr: SocketAddr, handler: Handler) -> App {
-        let listener = TcpListener::bind(addr).await.unwrap_or_else(|error| panic!("listen on {addr}: {error}"));
+        App::on(TcpListener::bind(addr).await.unwrap_or_else(|error| panic!("listen on {addr}: {error}")), handler)
+    }
+
+    /// Serves a listener that was made elsewhere.
+    pub fn on(listener: TcpListener, handler: Handler) -> App {
         let addr = listener.local_addr().unwrap();
         let accepted = Arc::<AtomicUsize>::default();
         let count = accepted.clone();
@@ -187,6 +191,7 @@ pub struct Http {
     name: &'static str,
     delay: Duration,
     broken: bool,
+    goodbye: Option<usize>,
     seen: Arc<Mutex<Vec<Seen>>>,
     failed: Arc<Mutex<HashMap<String, u32>>>,
     given_up: Arc<AtomicUsize>,
@@ -212,6 +217,7 @@ pub fn http(name: &'static str) -> Http {
         name,
         delay: Duration::ZERO,
         broken: false,
+        goodbye: None,
         seen: Arc::default(),
         failed: Arc::default(),
         given_up: Arc::default(),
@@ -235,6 +241,12 @@ impl Http {
     /// Answers everything with 500.
     pub fn broken(mut self) -> Http {
         self.broken = true;
+        self
+    }
+
+    /// Says GOAWAY on each connection of HTTP/2 after so many requests.
+    pub fn goodbye_after(mut self, requests: usize) -> Http {
+        self.goodbye = Some(requests);
         self
     }
 
@@ -264,11 +276,26 @@ impl Http {
         if !matches!(io.peek(&mut start).await, Ok(count) if count > 0) {
             return;
         }
-        let service = service_fn(move |request| self.clone().answer(request));
+        let goodbye = self.goodbye;
+        let enough = Arc::new(Notify::new());
+        let (here, tell) = (AtomicUsize::new(0), enough.clone());
+        let service = service_fn(move |request| {
+            if Some(here.fetch_add(1, Ordering::Relaxed) + 1) == goodbye {
+                tell.notify_one();
+            }
+            self.clone().answer(request)
+        });
         let result = if start.starts_with(b"PRI") {
             let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             http.timer(TokioTimer::new()).max_concurrent_streams(1000).enable_connect_protocol();
-            http.serve_connection(TokioIo::new(io), service).await
+            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = enough.notified() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         } else {
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new());

@@ -71,7 +71,11 @@ impl H1 {
 
     /// Connects, or says why not.
     pub async fn try_connect(addr: SocketAddr) -> io::Result<H1> {
-        let io = TcpStream::connect(addr).await?;
+        H1::over(TcpStream::connect(addr).await?).await
+    }
+
+    /// Speaks on a connection that was made elsewhere.
+    pub async fn over(io: TcpStream) -> io::Result<H1> {
         io.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
         tokio::spawn(connection.with_upgrades());
@@ -113,6 +117,11 @@ impl H2 {
     /// Connects with other settings.
     pub async fn connect_with(addr: SocketAddr, set: impl FnOnce(&mut http2::Builder<TokioExecutor>)) -> H2 {
         let io = TcpStream::connect(addr).await.unwrap_or_else(|error| panic!("connect to {addr}: {error}"));
+        H2::over(io, set).await
+    }
+
+    /// Speaks on a connection that was made elsewhere.
+    pub async fn over(io: TcpStream, set: impl FnOnce(&mut http2::Builder<TokioExecutor>)) -> H2 {
         io.set_nodelay(true).unwrap();
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new());

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::expect::Metrics;
@@ -44,12 +44,16 @@ impl Cluster {
         Cluster { name: name.into(), tools, kubeconfig, keep }
     }
 
-    /// Loads the mesh's images as a debug build makes them, and those of the tests' own programs.
+    /// Loads the mesh's images, and those of the tests' own programs. The mesh's are those of a debug build, which is there
+    /// anyway; `MESH_K8S_RELEASE=1` makes them as they are shipped, for figures.
     pub fn load_images(&self) {
         let load = format!("{} --name {}", self.tools.join("load-image").display(), self.name);
         let build = root().join("manifests/images/build");
         let mut build = Command::new(build);
-        build.args(["--debug", "--load", &load]);
+        build.args(["--load", &load]);
+        if std::env::var_os("MESH_K8S_RELEASE").is_none() {
+            build.arg("--debug");
+        }
         if std::env::var_os("MESH_K8S_NO_BUILD").is_some() {
             build.arg("--no-build");
         }
@@ -73,12 +77,27 @@ impl Cluster {
         run(self.command("bash").current_dir(root()).args(["-euo", "pipefail", "-c", script]))
     }
 
+    /// The same with something on its standard input.
+    pub fn pipe(&self, script: &str, input: &str) -> Output {
+        let mut command = self.command("bash");
+        command.current_dir(root()).args(["-euo", "pipefail", "-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let folder = crate::mesh::program().parent().unwrap().to_path_buf();
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
         command.env("PATH", path).env("KUBECONFIG", &self.kubeconfig).env("NO_COLOR", "1").stdin(Stdio::null());
         command
+    }
+
+    /// Starts a program that goes on; what it prints can be read.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
+        self.command(program).args(arguments).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs meshctl.
@@ -208,6 +227,16 @@ impl Space<'_> {
              spec:\n  serviceAccountName: {name}\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
              - {{name: main, image: 'mesh-test/probe:1', args: [sleep]}}\n"
         ));
+    }
+
+    /// A pod `look` that sees the node's processes: images of the mesh have no shell and no other program.
+    pub fn look(&self) {
+        self.apply(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: look, namespace: NS, annotations: {gossamer.io/inject: disabled}}\n\
+             spec:\n  hostPID: true\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
+             - {name: main, image: 'mesh-test/probe:1', args: [sleep], securityContext: {privileged: true}}\n",
+        );
+        self.ready(&["look"]);
     }
 
     /// Waits until all Deployments, StatefulSets and DaemonSets are complete, and the pods of these names ready.

@@ -46,15 +46,29 @@ pub struct Mesh {
     folder: TempDir,
     identity: SocketAddr,
     destination: SocketAddr,
+    /// The control plane is a process of its own.
+    apart: bool,
     running: Mutex<Option<Plane>>,
     anchors: Mutex<String>,
     count: AtomicUsize,
 }
 
-/// The running part of the control plane. It has threads of its own, so that it can be killed as a process is.
-struct Plane {
-    runtime: Runtime,
-    authority: Authority,
+/// The running part of the control plane: threads of its own, or a process.
+enum Plane {
+    Threads { runtime: Runtime, authority: Authority },
+    Process(std::process::Child),
+}
+
+impl Plane {
+    fn kill(self) {
+        match self {
+            Plane::Threads { runtime, .. } => runtime.shutdown_background(),
+            Plane::Process(mut child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
 }
 
 impl Mesh {
@@ -65,11 +79,24 @@ impl Mesh {
 
     /// Starts a control plane with other settings than the default.
     pub async fn with(cluster: Cluster) -> Mesh {
+        Mesh::at(loopback::address(), cluster).await
+    }
+
+    /// Starts a control plane that is a process of its own.
+    pub async fn apart() -> Mesh {
+        Mesh::new(loopback::address(), Cluster::default(), true).await
+    }
+
+    /// Starts a control plane at an address of this network namespace.
+    pub async fn at(node: Ipv4Addr, cluster: Cluster) -> Mesh {
+        Mesh::new(node, cluster, false).await
+    }
+
+    async fn new(node: Ipv4Addr, cluster: Cluster, apart: bool) -> Mesh {
         let pool = Pool::new("10.96.0.0/16".parse().unwrap());
         let registry = Registry::new(cluster, Some(pool));
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().unwrap();
         std::fs::create_dir(folder.path().join("objects")).unwrap();
-        let node = loopback::address();
         let mesh = Mesh {
             standalone: Standalone::new(registry.clone()),
             registry,
@@ -77,6 +104,7 @@ impl Mesh {
             folder,
             identity: loopback::free_port(node),
             destination: loopback::free_port(node),
+            apart,
             running: Mutex::default(),
             anchors: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -87,6 +115,9 @@ impl Mesh {
 
     /// Starts it again, where and as it was.
     pub async fn start_control_plane(&self) {
+        if self.apart {
+            return self.start_process().await;
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (identity, destination) = (self.identity, self.destination);
         let mut config = gossamer_identity::Config::new(
@@ -112,13 +143,65 @@ impl Mesh {
         });
         let authority = within("the control plane starts", started).await.unwrap();
         *self.anchors.lock().unwrap() = authority.service.anchors().pem().to_string();
-        *self.running.lock().unwrap() = Some(Plane { runtime, authority });
+        *self.running.lock().unwrap() = Some(Plane::Threads { runtime, authority });
+    }
+
+    async fn start_process(&self) {
+        let anchors = self.folder.path().join("anchors.pem");
+        let _ = std::fs::remove_file(&anchors);
+        let mut command = std::process::Command::new(program().with_file_name("plane"));
+        command.args([self.identity.to_string(), self.destination.to_string()]).arg(self.folder.path());
+        let log = std::fs::File::options().create(true).append(true).open(self.plane_log()).unwrap();
+        command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
+        *self.running.lock().unwrap() = Some(Plane::Process(command.spawn().unwrap()));
+        let text = expect::eventually("the control plane starts", || async { std::fs::read_to_string(&anchors).ok() });
+        let text = text.await;
+        *self.anchors.lock().unwrap() = text;
+    }
+
+    /// Lets the process know a workload as well.
+    fn tell_process(&self, spec: &WorkloadSpec, token: Option<(&Identity, &JoinToken)>) {
+        use std::fmt::Write;
+        let WorkloadSpec { namespace, name, replica, ip, .. } = spec;
+        let (mut of_service, mut of_pod) = (String::new(), String::new());
+        for port in &spec.ports {
+            let port = port.port;
+            write!(of_service, "{{ port: {port}, targetPort: {port} }}, ").unwrap();
+            write!(of_pod, "{{ containerPort: {port} }}, ").unwrap();
+        }
+        let meshed = if spec.meshed { ", gossamer.io/control-plane-ns: gossamer" } else { "" };
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
+             spec: {{ selector: {{ app: {name} }}, ports: [{of_service}] }}\n"
+        );
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\n\
+             metadata: {{ name: {replica}, namespace: {namespace}, labels: {{ app: {name}{meshed} }} }}\n\
+             spec: {{ serviceAccountName: {name}, containers: [{{ name: {name}, ports: [{of_pod}] }}] }}\n\
+             status: {{ podIP: {ip} }}\n"
+        );
+        if !spec.ports.is_empty() {
+            std::fs::write(self.objects().join(format!("service-{name}.yaml")), service).unwrap();
+        }
+        std::fs::write(self.objects().join(format!("{replica}.yaml")), pod).unwrap();
+        let Some((identity, token)) = token else { return };
+        let path = self.folder.path().join("tokens");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        std::fs::write(path, format!("{text}{identity} {}\n", token.secret())).unwrap();
     }
 
     /// Ends identity and destination at once, as a crash would: their connections break.
     pub fn kill_control_plane(&self) {
-        let plane = self.running.lock().unwrap().take().expect("it runs");
-        plane.runtime.shutdown_background();
+        self.running.lock().unwrap().take().expect("it runs").kill();
+    }
+
+    /// What a control plane that is a process has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.plane_log()).unwrap_or_default()
+    }
+
+    fn plane_log(&self) -> PathBuf {
+        self.folder.path().join("plane.log")
     }
 
     /// The folder of YAML objects that the control plane watches.
@@ -164,11 +247,32 @@ impl Mesh {
     /// The credentials of a workload, to be it without a proxy.
     pub fn credentials(&self, name: &str) -> Arc<Credentials> {
         let running = self.running.lock().unwrap();
-        let plane = running.as_ref().expect("the control plane runs");
-        let _inside = plane.runtime.enter();
-        let issued = plane.authority.service.keep_issued(identity_of(name)).unwrap();
+        let Some(Plane::Threads { runtime, authority }) = &*running else { panic!("it does not run in this process") };
+        let _inside = runtime.enter();
+        let issued = authority.service.keep_issued(identity_of(name)).unwrap();
         let credentials = issued.borrow().clone();
         credentials.expect("issued at once")
+    }
+
+    /// A token that proves to be a workload of that name.
+    pub fn token(&self, name: &str) -> JoinToken {
+        self.tokens.issue(&identity_of(name), None).unwrap()
+    }
+
+    /// Where certificates are issued, and where everything else is asked for.
+    pub fn control_plane(&self) -> [SocketAddr; 2] {
+        [self.identity, self.destination]
+    }
+
+    /// A folder that others may look into, gone with the mesh.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for path in [self.folder.path(), folder.as_path()] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        folder
     }
 
     /// The PEM of the trust anchors; they outlive the control plane.
@@ -179,8 +283,11 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
+        if self.apart && std::thread::panicking() {
+            eprintln!("---- log of the control plane ----\n{}", self.log());
+        }
         if let Some(plane) = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
-            plane.runtime.shutdown_background();
+            plane.kill();
         }
     }
 }
@@ -195,7 +302,8 @@ pub fn identity_of(name: &str) -> Identity {
     Identity::service_account(name, NAMESPACE, defaults::CONTROL_NAMESPACE, defaults::TRUST_DOMAIN).unwrap()
 }
 
-fn service_identity(account: &str) -> Identity {
+/// The identity of a service of the control plane.
+pub fn service_identity(account: &str) -> Identity {
     let namespace = defaults::CONTROL_NAMESPACE;
     Identity::service_account(account, namespace, namespace, defaults::TRUST_DOMAIN).unwrap()
 }
@@ -261,6 +369,12 @@ impl Spec<'_> {
         self
     }
 
+    /// Has this address.
+    pub fn at(mut self, ip: Ipv4Addr) -> Self {
+        self.ip = ip;
+        self
+    }
+
     /// Others find it at that address instead of its own: something stands between.
     pub fn listed_at(mut self, ip: Ipv4Addr) -> Self {
         self.listed = Some(ip);
@@ -300,7 +414,7 @@ impl Spec<'_> {
         for (port, handler) in self.apps {
             apps.push(App::start((self.ip, port).into(), handler).await);
         }
-        let registration = mesh.standalone.register(WorkloadSpec {
+        let spec = WorkloadSpec {
             namespace: NAMESPACE.into(),
             name: self.name.clone(),
             replica: replica.clone(),
@@ -310,7 +424,8 @@ impl Spec<'_> {
             labels: Default::default(),
             annotations: self.annotations.into_iter().collect(),
             meshed: self.meshed,
-        });
+        };
+        let registration = mesh.standalone.register(spec.clone());
         let mut proxy = Proxy {
             name: replica.clone(),
             ip: self.ip,
@@ -322,12 +437,18 @@ impl Spec<'_> {
             log: mesh.folder.path().join(format!("{replica}.log")),
         };
         if !self.meshed {
+            if mesh.apart {
+                mesh.tell_process(&spec, None);
+            }
             return proxy;
         }
         let identity = self.identity.unwrap_or_else(|| identity_of(&self.name));
         let token = mesh.tokens.issue(&identity, None).unwrap();
         let token_file = mesh.folder.path().join(format!("{replica}.token"));
         std::fs::write(&token_file, token.secret()).unwrap();
+        if mesh.apart {
+            mesh.tell_process(&spec, Some((&identity, &token)));
+        }
         proxy.token = Some(token);
         for (n, target) in self.targets.iter().enumerate() {
             proxy.targets.insert(target.clone(), (self.ip, 10_000 + n as u16).into());

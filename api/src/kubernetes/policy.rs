@@ -40,6 +40,28 @@ pub struct AuthorizationPolicySpec {
     pub to: Vec<Request>,
 }
 
+impl AuthorizationPolicySpec {
+    /// What stands for a policy that can't be read, until a version of it can: it selects what it says, or more where that
+    /// can't be read, and lets nobody in. One that denies, or does not tell what it does, denies everybody.
+    pub fn closed(spec: &serde_json::Value) -> Self {
+        fn read<T: serde::de::DeserializeOwned>(from: &serde_json::Value) -> Option<T> {
+            T::deserialize(from).ok()
+        }
+        let allows = match read::<Action>(&spec["action"]) {
+            Some(action) => action != Action::Deny,
+            None => spec["action"].is_null(),
+        };
+        AuthorizationPolicySpec {
+            selector: read(&spec["selector"]).unwrap_or_default(),
+            service: read(&spec["service"]),
+            ports: read(&spec["ports"]).unwrap_or_default(),
+            action: if allows { Action::Allow } else { Action::Deny },
+            from: if allows { Vec::new() } else { vec![Client::default()] },
+            to: Vec::new(),
+        }
+    }
+}
+
 /// What happens to clients that are listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Action {
@@ -95,4 +117,34 @@ pub struct Request {
     pub methods: Vec<String>,
     /// Whole paths, or `/prefix/*`; empty: all.
     pub paths: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_cannot_be_read_lets_nobody_in() {
+        let bad = json!([{ "networks": [{ "cidr": "10.0.0.0/99" }] }]);
+        let closed = |spec: serde_json::Value| {
+            assert!(AuthorizationPolicySpec::deserialize(&spec).is_err(), "{spec}");
+            AuthorizationPolicySpec::closed(&spec)
+        };
+        let allow = closed(json!({ "service": "web", "ports": [80], "from": bad }));
+        assert_eq!((allow.action, allow.service.as_deref(), allow.ports.len()), (Action::Allow, Some("web"), 1));
+        assert!(allow.from.is_empty());
+        let deny = closed(json!({ "service": "web", "action": "Deny", "from": bad }));
+        assert_eq!(
+            (deny.action, deny.service.as_deref(), deny.from),
+            (Action::Deny, Some("web"), vec![Client::default()])
+        );
+        let unclear = closed(json!({ "service": "web", "action": "Refuse" }));
+        assert_eq!((unclear.action, unclear.from.len()), (Action::Deny, 1));
+        // More is selected than may have been meant.
+        for unclear in [json!({ "service": 7 }), json!({ "servise": "web" }), json!("web")] {
+            let spec = closed(unclear.clone());
+            assert_eq!((spec.action, spec.service, spec.from.len()), (Action::Allow, None, 0), "{unclear}");
+        }
+    }
 }

@@ -3,8 +3,8 @@
 //! **Invariant:** one object that can't be read never hides the others. It arrives with its name and the reason.
 
 use super::{
-    AuthorizationPolicy, EndpointSlice, GrpcRoute, HttpRoute, Key, Kind, Metadata, Name, Namespace, Node, Object, Pod,
-    Service, TcpRoute,
+    AuthorizationPolicy, AuthorizationPolicySpec, EndpointSlice, GrpcRoute, HttpRoute, Key, Kind, Metadata, Name,
+    Namespace, Node, Object, Pod, Service, TcpRoute,
 };
 use k8s_openapi::ClusterResourceScope;
 use kube::api::ObjectMeta;
@@ -28,6 +28,10 @@ pub trait Served: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
     fn metadata_mut(&mut self) -> &mut Metadata;
     /// As an object of the registry.
     fn into_object(self) -> Object;
+    /// What stands for one that can't be read and was never known; `None`: nothing does.
+    fn closed(_metadata: Metadata, _object: &serde_json::Value) -> Option<Self> {
+        None
+    }
 }
 
 macro_rules! served {
@@ -59,8 +63,25 @@ served! {
     HttpRoute: HttpRoute, "httproutes", ["v1", "v1beta1"], true, |o| Object::HttpRoute(o);
     GrpcRoute: GrpcRoute, "grpcroutes", ["v1"], true, |o| Object::GrpcRoute(o);
     TcpRoute: TcpRoute, "tcproutes", ["v1", "v1alpha2"], true, |o| Object::TcpRoute(o);
-    AuthorizationPolicy: AuthorizationPolicy, "authorizationpolicies", ["v1alpha1"], true,
-        |o| Object::AuthorizationPolicy(o);
+}
+
+impl Served for AuthorizationPolicy {
+    const KIND: Kind = Kind::AuthorizationPolicy;
+    const PLURAL: &'static str = "authorizationpolicies";
+    const VERSIONS: &'static [&'static str] = &["v1alpha1"];
+    const CUSTOM: bool = true;
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
+    fn into_object(self) -> Object {
+        Object::AuthorizationPolicy(self)
+    }
+
+    fn closed(metadata: Metadata, object: &serde_json::Value) -> Option<Self> {
+        Some(AuthorizationPolicy { metadata, spec: AuthorizationPolicySpec::closed(&object["spec"]) })
+    }
 }
 
 /// A TLSRoute, which reads as a TCPRoute does.
@@ -89,7 +110,16 @@ pub struct Watched<T> {
     /// Only what `kube` itself looks at: name, namespace and resource version.
     meta: ObjectMeta,
     /// The object, or why it can't be read.
-    pub object: Result<T, String>,
+    pub object: Result<T, Unreadable<T>>,
+}
+
+/// An object that can't be read.
+#[derive(Clone, Debug)]
+pub struct Unreadable<T> {
+    /// Why.
+    pub reason: String,
+    /// What stands for it as long as nothing else is known of it.
+    pub closed: Option<T>,
 }
 
 impl<T: Served> Watched<T> {
@@ -137,7 +167,8 @@ impl<'de, T: Served> Deserialize<'de> for Watched<T> {
             Err(error) => {
                 let Head { metadata } = Head::deserialize(&value).map_err(D::Error::custom)?;
                 let meta = meta(&metadata, metadata.resource_version.clone());
-                Ok(Watched { meta, object: Err(format!("{}: {}", error.path(), error.inner())) })
+                let reason = format!("{}: {}", error.path(), error.inner());
+                Ok(Watched { meta, object: Err(Unreadable { reason, closed: T::closed(metadata, &value) }) })
             }
         }
     }
@@ -208,7 +239,8 @@ mod tests {
             "items": [policy("bad", "10.0.0.0/99"), policy("good", "10.0.0.0/8")],
         });
         let list: ObjectList<Watched<AuthorizationPolicy>> = serde_json::from_value(list).unwrap();
-        let reason = list.items[0].object.as_ref().unwrap_err();
+        let Unreadable { reason, closed } = list.items[0].object.as_ref().unwrap_err();
+        assert_eq!(closed.as_ref().unwrap().metadata.name, "bad");
         assert!(reason.starts_with("spec.from[0].networks[0].cidr: "), "{reason}");
         assert_eq!(list.items[0].key().to_string(), "AuthorizationPolicy demo/bad");
         assert!(list.items[1].object.is_ok());

@@ -3,17 +3,19 @@
 //!
 //! Objects that are not for us pass: routes of gateways, kinds that the mesh does not read, annotations of others.
 
+mod annotations;
+
+use self::annotations::{ROUTE_ANNOTATIONS, SERVICE_ANNOTATIONS, annotations};
 use super::{
     Action, AuthorizationPolicySpec, BackendRef, Client, GrpcRouteSpec, HttpPathMatch, HttpRouteSpec, Kind,
-    LabelOperator, LabelSelector, Map, NamedMatch, ParentRef, Request, RouteFilter, RouteRetry, RouteTimeouts,
-    TcpRouteSpec, kind_of,
+    LabelOperator, LabelSelector, NamedMatch, ParentRef, Request, RouteFilter, RouteRetry, RouteTimeouts, TcpRouteSpec,
+    kind_of,
 };
-use crate::settings::{Ports, parse_duration};
+use crate::settings::parse_gep_duration;
 use crate::workload::Identity;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt;
-use std::time::Duration;
 
 /// What is to be said about an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,13 +57,13 @@ pub fn validate(object: &Value) -> Verdict {
         }
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute if !is_ours(object) => {}
         Kind::HttpRoute => {
-            annotations(object, ROUTE_ANNOTATIONS, &mut to);
+            annotations(object, &[ROUTE_ANNOTATIONS], &mut to);
             if let Some(spec) = read::<HttpRouteSpec>(object, &mut to) {
                 http_route(&spec, &mut to);
             }
         }
         Kind::GrpcRoute => {
-            annotations(object, ROUTE_ANNOTATIONS, &mut to);
+            annotations(object, &[ROUTE_ANNOTATIONS], &mut to);
             if let Some(spec) = read::<GrpcRouteSpec>(object, &mut to) {
                 grpc_route(&spec, &mut to);
             }
@@ -77,7 +79,7 @@ pub fn validate(object: &Value) -> Verdict {
                 }
             }
         }
-        Kind::Service => annotations(object, SERVICE_ANNOTATIONS, &mut to),
+        Kind::Service => annotations(object, &[ROUTE_ANNOTATIONS, SERVICE_ANNOTATIONS], &mut to),
         _ => {}
     }
     to
@@ -398,7 +400,7 @@ fn backends(backends: &[BackendRef], at: &str, to: &mut Verdict) {
 fn timeouts(times: &RouteTimeouts, at: &str, to: &mut Verdict) {
     let mut read = |name: &str, value: &Option<String>| {
         let value = value.as_deref()?;
-        let parsed = gep_duration(value);
+        let parsed = parse_gep_duration(value);
         if parsed.is_none() {
             to.error(format!("{at}.{name}"), format!("{value:?} is no duration"), "for example 500ms, 10s, 1m30s");
         }
@@ -417,142 +419,12 @@ fn retry(retry: &RouteRetry, at: &str, to: &mut Verdict) {
     for (n, code) in retry.codes.iter().enumerate().filter(|(_, code)| !(400..600).contains(*code)) {
         to.error(format!("{at}.codes[{n}]"), format!("{code} is no status of a failed request"), "400 to 599");
     }
-    if let Some(backoff) = retry.backoff.as_ref().filter(|text| gep_duration(text).is_none()) {
+    if let Some(backoff) = retry.backoff.as_ref().filter(|text| parse_gep_duration(text).is_none()) {
         to.error(format!("{at}.backoff"), format!("{backoff:?} is no duration"), "for example 100ms");
     }
 }
 
-// ---- annotations ---------------------------------------------------------------------------------------------------
-
-/// What an annotation may hold.
-#[derive(Clone, Copy)]
-enum Form {
-    Duration,
-    Number,
-    Ratio(f64),
-    Boolean,
-    Ports,
-    Statuses,
-    GrpcCodes,
-    Accrual,
-}
-
-/// Annotations of ours with values that can't be read are refused; Linkerd's, which are understood as well, may be
-/// written for somebody else.
-fn annotations(object: &Value, known: &[(&str, Form)], to: &mut Verdict) {
-    let members = object["metadata"]["annotations"].as_object().into_iter().flatten();
-    let annotations: Map = members.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
-    for (key, value) in &annotations {
-        let Some((prefix, name)) = key.split_once('/') else { continue };
-        let (group, ours) = match (prefix.strip_suffix(".gossamer.io"), prefix.strip_suffix(".linkerd.io")) {
-            (Some(group), _) => (group, true),
-            (_, Some(group)) => (group.trim_end_matches(".alpha"), false),
-            _ => continue,
-        };
-        if !GROUPS.contains(&group) {
-            continue;
-        }
-        let wanted = format!("{group}/{name}");
-        let Some((_, form)) = known.iter().find(|(one, _)| *one == wanted) else {
-            if ours {
-                let names = known.iter().map(|(one, _)| *one);
-                let hint = nearest(&wanted, names).and_then(|one| one.split_once('/'));
-                let hint = hint.map(|(group, name)| format!("; did you mean \"{group}.gossamer.io/{name}\"?"));
-                to.warn(format!("annotation {key:?} is not known here and has no effect{}", hint.unwrap_or_default()));
-            }
-            continue;
-        };
-        let Err(expected) = form.check(value.trim()) else { continue };
-        let (field, reason) = (format!("metadata.annotations[{key:?}]"), format!("{value:?} is not valid"));
-        match ours {
-            true => to.error(field, reason, format!("expected {expected}")),
-            false => to.warn(format!("{field}: {reason} and is ignored; expected {expected}")),
-        }
-    }
-}
-
-impl Form {
-    /// What is expected, if the value is something else.
-    fn check(self, value: &str) -> Result<(), String> {
-        let parts = || value.split(',').map(str::trim).filter(|part| !part.is_empty());
-        let expect = |is: bool, what: &str| if is { Ok(()) } else { Err(what.to_string()) };
-        match self {
-            Form::Duration => expect(parse_duration(value).is_some(), "a duration as 500ms, 1s, 5m"),
-            Form::Number => expect(value.parse::<u16>().is_ok(), "a number from 0 to 65535"),
-            Form::Ratio(max) => {
-                let is = value.parse::<f64>().is_ok_and(|ratio| (0.0..=max).contains(&ratio));
-                expect(is, &format!("a number from 0 to {max}"))
-            }
-            Form::Boolean => expect(matches!(value, "true" | "false"), "true or false"),
-            Form::Ports => value.parse::<Ports>().map(drop).map_err(|error| format!("ports and ranges{error}")),
-            Form::Statuses => expect(parts().all(is_status), "statuses: 5xx, gateway-error, 503, 500-504"),
-            Form::GrpcCodes => expect(
-                parts().all(|part| GRPC_CODES.contains(&part.to_ascii_lowercase().as_str())),
-                &GRPC_CODES.join(", "),
-            ),
-            Form::Accrual => {
-                expect(matches!(value, "consecutive" | "unified" | "none"), "consecutive, unified or none")
-            }
-        }
-    }
-}
-
-fn is_status(part: &str) -> bool {
-    let status = |text: &str| text.parse::<u16>().ok().filter(|status| (100..600).contains(status));
-    let (first, last) = part.split_once('-').unwrap_or((part, part));
-    matches!(part, "5xx" | "gateway-error") || matches!((status(first), status(last)), (Some(a), Some(b)) if a <= b)
-}
-
-const GROUPS: &[&str] = &["retry", "timeout", "balancer", "config"];
-
-const ROUTE_ANNOTATIONS: &[(&str, Form)] = &[
-    ("retry/http", Form::Statuses),
-    ("retry/grpc", Form::GrpcCodes),
-    ("retry/limit", Form::Number),
-    ("retry/timeout", Form::Duration),
-    ("timeout/request", Form::Duration),
-    ("timeout/response", Form::Duration),
-    ("timeout/idle", Form::Duration),
-];
-
-const SERVICE_ANNOTATIONS: &[(&str, Form)] = &[
-    ("retry/http", Form::Statuses),
-    ("retry/grpc", Form::GrpcCodes),
-    ("retry/limit", Form::Number),
-    ("retry/timeout", Form::Duration),
-    ("timeout/request", Form::Duration),
-    ("timeout/response", Form::Duration),
-    ("timeout/idle", Form::Duration),
-    ("config/opaque-ports", Form::Ports),
-    ("balancer/failure-accrual", Form::Accrual),
-    ("balancer/failure-accrual-consecutive-max-failures", Form::Number),
-    ("balancer/failure-accrual-consecutive-min-penalty", Form::Duration),
-    ("balancer/failure-accrual-consecutive-max-penalty", Form::Duration),
-    ("balancer/failure-accrual-consecutive-jitter-ratio", Form::Ratio(100.0)),
-    ("balancer/failure-accrual-success-rate-threshold", Form::Ratio(1.0)),
-    ("balancer/failure-accrual-success-rate-window", Form::Duration),
-    ("balancer/failure-accrual-success-rate-min-requests", Form::Number),
-    ("balancer/failure-accrual-honor-retry-after", Form::Boolean),
-    ("balancer/penalize-failures", Form::Boolean),
-    ("balancer/load-biaser-penalty", Form::Duration),
-    ("balancer/load-biaser-max-retry-after", Form::Duration),
-];
-
-const GRPC_CODES: &[&str] = &["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
-
 // ---- words ---------------------------------------------------------------------------------------------------------
-
-/// A Gateway API duration (GEP-2257): `1m30s`, `500ms`.
-fn gep_duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut sum) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |unit| digits + unit);
-        sum = sum.checked_add(parse_duration(&rest[..unit])?)?;
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then_some(sum)
-}
 
 /// A label of RFC 1123: namespaces, Services, names of ports.
 fn is_label(text: &str) -> bool {
@@ -601,8 +473,8 @@ const LONGEST: usize = 80;
 const STANDARD_METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 /// The Gateway API's.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// As linkerd2-proxy's own engine: bounds what an expression may cost.
-const REGEX_BYTES: usize = 1 << 20;
+/// What an expression may cost, for whoever compiles one. Source: linkerd2-proxy's own engine.
+pub const REGEX_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -16,8 +16,11 @@ use std::time::Duration;
 ///
 /// `meshctl run` starts one by itself when it needs it. Start it by hand to keep it, or to give it a folder of objects:
 /// the same YAML as on Kubernetes (Service, HTTPRoute, AuthorizationPolicy …), read again whenever it changes.
+///
+/// Programs in the mesh reach the internet, and this machine's own services as `host.mesh.internal`: by TCP, and names as
+/// this machine knows them. Nothing else leaves the private network.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  meshctl control --objects ./mesh")]
+#[command(after_help = "Examples:\n  meshctl control --objects ./mesh\n  meshctl control --isolated")]
 pub struct Args {
     /// The mesh's name
     #[arg(long, env = "MESHCTL_MESH", default_value = state::DEFAULT)]
@@ -25,6 +28,9 @@ pub struct Args {
     /// A folder of YAML objects to watch
     #[arg(long, value_name = "DIR")]
     objects: Option<PathBuf>,
+    /// No way out: programs in the mesh reach each other and nothing else
+    #[arg(long)]
+    pub(crate) isolated: bool,
     /// What it logs, as RUST_LOG
     #[arg(long, default_value = "warn,gossamer=info")]
     log_level: String,

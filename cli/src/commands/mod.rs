@@ -9,6 +9,7 @@ pub mod demo;
 pub mod diagnostics;
 pub mod edges;
 pub mod identity;
+pub mod inject;
 pub mod install;
 pub mod proxy;
 pub mod proxy_metrics;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninject;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
@@ -41,6 +43,10 @@ const EXAMPLES: &str = "\
 Start here:
   meshctl demo                               a small application, meshed, with live figures
   meshctl run web --port 8080 -- ./server    mesh a program of yours
+  meshctl install | kubectl apply -f -       the mesh on a Kubernetes cluster
+  meshctl stat                               what runs in it, on this machine or on the cluster of your kubeconfig
+
+As a plugin of kubectl, which then always means the cluster: ln -s \"$(command -v meshctl)\" ~/.local/bin/kubectl-gossamer
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 problems found.";
 
@@ -49,6 +55,8 @@ enum Command {
     Install(install::Args),
     Upgrade(upgrade::Args),
     Uninstall(uninstall::Args),
+    Inject(inject::Args),
+    Uninject(uninject::Args),
     Demo(demo::Args),
     Run(run::Args),
     Control(control::Args),
@@ -70,6 +78,9 @@ enum Command {
     Proxy(proxy::Args),
     #[command(hide = true)]
     DemoApp(crate::demo::app::Args),
+    /// Connect outside of the private network for the mesh of the process that started this
+    #[command(hide = true)]
+    Outside,
 }
 
 /// Runs the command.
@@ -78,13 +89,18 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Install(args) => block_on(install::run(args)),
         Command::Upgrade(args) => block_on(upgrade::run(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
+        Command::Inject(args) => block_on(inject::run(args)),
+        Command::Uninject(args) => uninject::run(args),
         Command::Demo(args) => inside(Network::New, None, || demo::run(args)),
         Command::Run(args) => {
             let mesh = run::mesh(&args)?;
             let published = run::publish(&args, &mesh)?;
             inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
-        Command::Control(args) => inside(Network::New, None, || control::run(args)),
+        Command::Control(args) => {
+            let network = if args.isolated { Network::New } else { Network::Open };
+            inside(network, None, || control::run(args))
+        }
         Command::Stat(args) => looking(&args.scope.clone(), |place| stat::run(args, place)),
         Command::Top(args) => looking(&args.scope.clone(), |place| top::run(args, place)),
         Command::Tap(args) => looking(&args.scope.clone(), |place| tap::run(args, place)),
@@ -103,6 +119,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),
         Command::Version(args) => block_on(version::run(args)),
+        Command::Outside => crate::sandbox::outside::serve(),
         Command::DemoApp(args) => block_on(async { crate::demo::app::run(args).await.map(|()| ExitCode::SUCCESS) }),
     }
 }

@@ -185,7 +185,7 @@ async fn drop_old(cluster: &Cluster, patience: Duration) -> Result<()> {
     wait(cluster, &Wanted::TrustsOnly(only), "trust only the new root", patience).await?;
     state.forget_next(cluster).await?;
     for root in &kept {
-        warn_of_restarts(&rotation::injected_without(cluster, root).await?);
+        warn_of_restarts(&rotation::injected_without(cluster, &tls::fingerprint(root)).await?);
     }
     Ok(())
 }

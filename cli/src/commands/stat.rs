@@ -25,6 +25,7 @@ use tokio::time::Instant;
   meshctl stat pods -n shop                 each pod
   meshctl stat svc/api --from deploy/web    a service, as one of its clients sees it
   meshctl stat deploy/web --to svc/api      what a Deployment sends to a service
+  meshctl stat routes                       HTTPRoutes and GRPCRoutes, as clients see them
   meshctl stat ns                           whole namespaces
   meshctl stat -t 0 -o json                 since the proxies started, for programs")]
 pub struct Args {
@@ -61,13 +62,15 @@ pub struct Args {
 /// Shows it.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
     let wanted = resource::parse(&args.resources)?;
-    let mut rows = if args.from.is_some() || wanted.iter().any(|resource| resource.kind == "service") {
+    let mut rows = if wanted.iter().any(|resource| resource.kind == "route") {
+        of_routes(&args, &place, &wanted).await?
+    } else if args.from.is_some() || wanted.iter().any(|resource| resource.kind == "service") {
         as_clients_see(&args, &place, &wanted).await?
     } else {
         from_inside(&args, &place, &wanted).await?
     };
     if let [Resource { kind, .. }] = &wanted[..]
-        && !kind.is_empty()
+        && !matches!(*kind, "" | "route")
     {
         // Who asks for one kind need not read it on every line.
         rows.iter_mut().for_each(|row| row.shown.clear());
@@ -90,7 +93,7 @@ async fn from_inside(args: &Args, place: &Place, wanted: &[Resource]) -> Result<
     let workloads = place.workloads(&args.scope, wanted).await?;
     none_is_an_error(args, place, &workloads)?;
     let to = args.to.as_ref().map(|to| target(args, place, to, args.to_namespace.as_ref())).transpose()?;
-    let counted = watch(place, &workloads, args.time_window).await;
+    let counted = watch(place, &workloads, args.time_window).await?;
     let by = match wanted.first().map(|resource| resource.kind) {
         _ if args.replicas => By::Pod,
         Some("pod") => By::Pod,
@@ -104,17 +107,22 @@ async fn from_inside(args: &Args, place: &Place, wanted: &[Resource]) -> Result<
     Ok(rows)
 }
 
-async fn as_clients_see(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
-    let target_namespace = args.scope.within(place).unwrap_or_default();
-    let wanted = if wanted.is_empty() { &[Resource { kind: "service", name: String::new() }] } else { wanted };
-    if wanted.iter().any(|resource| resource.kind == "route") {
-        return Err(
-            CommandError::usage("routes are not counted by clients").hint("look at the service: meshctl stat svc")
-        );
+async fn of_routes(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
+    if let Some(other) = wanted.iter().find(|resource| resource.kind != "route") {
+        return Err(CommandError::usage(format!("routes and {other} can't be shown together")));
     }
-    let targets: Vec<Target> =
-        wanted.iter().map(|r| Target { resource: r.clone(), namespace: target_namespace.clone() }).collect();
-    let everybody = place.all(None).await?;
+    let sources = sources(args, place, &place.everybody(&args.scope).await?)?;
+    let counted = watch(place, &sources, args.time_window).await?;
+    let names: Vec<&str> = wanted.iter().map(|route| route.name.as_str()).filter(|name| !name.is_empty()).collect();
+    let rows = stats::of_routes(&counted, &names, args.scope.within(place).as_deref());
+    if rows.is_empty() {
+        eprintln!("no request has taken such a route; those without a route are counted by service: meshctl stat svc");
+    }
+    Ok(rows)
+}
+
+/// The clients that are asked: those of `--from`, or everybody.
+fn sources(args: &Args, place: &Place, everybody: &[Workload]) -> Result<Vec<Workload>> {
     let from = args.from.as_deref().map(resource::one).transpose()?;
     let at = args.from_namespace.clone().or_else(|| args.scope.within(place));
     let is_source = |workload: &&Workload| match &from {
@@ -125,11 +133,21 @@ async fn as_clients_see(args: &Args, place: &Place, wanted: &[Resource]) -> Resu
     };
     let sources: Vec<Workload> = everybody.iter().filter(is_source).cloned().collect();
     if let (Some(from), true) = (&from, sources.is_empty()) {
-        return Err(place.nothing(from, at.as_deref(), &everybody));
+        return Err(place.nothing(from, at.as_deref(), everybody));
     }
     none_is_an_error(args, place, &sources)?;
+    Ok(sources)
+}
+
+async fn as_clients_see(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
+    let target_namespace = args.scope.within(place).unwrap_or_default();
+    let wanted = if wanted.is_empty() { &[Resource { kind: "service", name: String::new() }] } else { wanted };
+    let targets: Vec<Target> =
+        wanted.iter().map(|r| Target { resource: r.clone(), namespace: target_namespace.clone() }).collect();
+    let everybody = place.everybody(&args.scope).await?;
+    let sources = sources(args, place, &everybody)?;
     let services = selectors(args, place).await?;
-    let counted = watch(place, &sources, args.time_window).await;
+    let counted = watch(place, &sources, args.time_window).await?;
     let replicas = |namespace: &str, kind: &str, name: &str| {
         let selector = services.get(&(namespace.to_string(), name.to_string()));
         let resource = Resource { kind: resource::kind(kind).unwrap_or_default(), name: name.to_string() };
@@ -177,15 +195,22 @@ fn none_is_an_error(args: &Args, place: &Place, workloads: &[Workload]) -> Resul
     }
 }
 
-/// What each proxy counts during the window. Each has its own: those asked last end last.
-pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Vec<Option<Counted>> {
-    if window.is_zero() {
-        let after = place.scrape(workloads).await;
-        return after.into_iter().map(|after| Counted::between(None, after)).collect();
-    }
+/// What each proxy counts during the window. Each has its own: those asked last end last. Fails when all are silent: figures
+/// of nobody would look like no traffic.
+pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Result<Vec<Option<Counted>>> {
     let started = Instant::now();
-    let before: Vec<Scrape> = place.scrape_quietly(workloads).await;
+    let before: Vec<Scrape> = match window.is_zero() {
+        true => vec![None; workloads.len()],
+        false => place.scrape_quietly(workloads).await,
+    };
     tokio::time::sleep_until(started + window).await;
     let after = place.scrape(workloads).await;
-    before.iter().zip(after).map(|(before, after)| Counted::between(Some(before), after)).collect()
+    let asked = workloads.iter().filter(|workload| workload.meshed).count();
+    if asked > 0 && after.iter().all(Option::is_none) {
+        let all = if asked == 1 { "the only proxy".to_string() } else { format!("none of {asked} proxies") };
+        return Err(CommandError::failed(format!("{all} {}", if asked == 1 { "did not answer" } else { "answered" }))
+            .hint("the reasons are above; `meshctl check` looks at the rest"));
+    }
+    let before = before.iter().map(|before| if window.is_zero() { None } else { Some(before) });
+    Ok(before.zip(after).map(|(before, after)| Counted::between(before, after)).collect())
 }

@@ -57,6 +57,8 @@ pub struct Kept {
     pub anchors: Option<String>,
     /// The issuer, if it is ours to print.
     pub issuer: Option<IssuerPem>,
+    /// There is one that somebody else's controller writes.
+    pub issuer_is_anothers: bool,
 }
 
 /// Decides: given files first, then what is kept, then new ones.
@@ -73,7 +75,8 @@ pub fn decide(files: &Files, kept: Kept, external: bool, trust_domain: &str, now
             now,
         );
     }
-    if external {
+    // Who gave the secret to cert-manager after the installation need not say so again.
+    if external || kept.issuer_is_anothers {
         // A bundle that somebody else maintains may still be empty when the mesh is installed.
         let anchors = given.or(kept.anchors).ok_or_else(|| {
             CommandError::usage("externalIssuer=true: there are no trust anchors yet")
@@ -82,7 +85,7 @@ pub fn decide(files: &Files, kept: Kept, external: bool, trust_domain: &str, now
         return Ok(Authority { anchors, issuer: None });
     }
     match (given, kept) {
-        (None, Kept { anchors: Some(anchors), issuer: Some(issuer) }) => {
+        (None, Kept { anchors: Some(anchors), issuer: Some(issuer), .. }) => {
             checked(Authority { anchors, issuer: Some(issuer) }, now)
         }
         (Some(_), kept) if kept.issuer.is_none() => {
@@ -91,7 +94,7 @@ pub fn decide(files: &Files, kept: Kept, external: bool, trust_domain: &str, now
         }
         // More roots beside an issuer that stays: a step of a rotation.
         (Some(anchors), kept) => checked(Authority { anchors, issuer: kept.issuer }, now),
-        (None, Kept { anchors: Some(_), issuer: None }) => {
+        (None, Kept { anchors: Some(_), issuer: None, .. }) => {
             Err(CommandError::failed("the cluster has trust anchors, but no issuer under them").hint(
                 "give it with --issuer-certificate, --issuer-key and --trust-anchors; or, to start anew and cut off \
                  what runs, delete the ConfigMap gossamer-trust-anchors first",
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     fn kept(authority: &Authority) -> Kept {
-        Kept { anchors: Some(authority.anchors.clone()), issuer: authority.issuer.clone() }
+        Kept { anchors: Some(authority.anchors.clone()), issuer: authority.issuer.clone(), issuer_is_anothers: false }
     }
 
     #[test]

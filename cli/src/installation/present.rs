@@ -40,8 +40,10 @@ impl Present {
             let values = Overrides::parse(&values, "the ConfigMap gossamer-config")?;
             stored = Some((values, data.remove("version").unwrap_or_default()));
         }
-        let issuer = issuer?.filter(|secret| !is_anothers(secret)).and_then(issuer_of);
-        Ok(Present { foreign_crds: crds?, kept: Kept { anchors, issuer }, stored })
+        let issuer = issuer?;
+        let issuer_is_anothers = issuer.as_ref().is_some_and(is_anothers);
+        let issuer = issuer.filter(|_| !issuer_is_anothers).and_then(issuer_of);
+        Ok(Present { foreign_crds: crds?, kept: Kept { anchors, issuer, issuer_is_anothers }, stored })
     }
 }
 

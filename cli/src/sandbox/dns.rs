@@ -1,23 +1,29 @@
-//! Answers names of the mesh on the bridge's address. Knows nothing itself: asks a function. Everything else does not
-//! exist, for nothing else can be reached from the private network.
+//! Answers names of the mesh on the bridge's address. Knows nothing itself: asks a function. Everything else is what the
+//! machine outside says, or does not exist where there is no way out.
 
+use super::outside::{self, Outside};
 use crate::error::{Context, Result};
+use gossamer_api::defaults::CLUSTER_DOMAIN;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
 
 /// Addresses of a name in lower case without a final dot; None when there is no such name.
 pub type Resolve = Arc<dyn Fn(&str) -> Option<Vec<IpAddr>> + Send + Sync>;
 
 /// Seconds that an answer may be kept. Replicas come and go.
 const TTL: u32 = 1;
+/// Questions to the machine outside at once; more are dropped, and asked again by whoever asked.
+const OUTSIDE: usize = 64;
 /// Longer queries are not DNS over UDP without negotiation.
 const QUERY_BYTES: usize = 1232;
 
 /// Answers until the socket fails.
-pub async fn serve(socket: UdpSocket, resolve: Resolve) {
+pub async fn serve(socket: UdpSocket, resolve: Resolve, outside: Option<Arc<Outside>>) {
+    let (socket, places) = (Arc::new(socket), Arc::new(Semaphore::new(OUTSIDE)));
     let mut query = vec![0; QUERY_BYTES];
     loop {
         let (length, from) = match socket.recv_from(&mut query).await {
@@ -26,6 +32,29 @@ pub async fn serve(socket: UdpSocket, resolve: Resolve) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => continue,
             Err(error) => return tracing::error!(%error, "DNS has stopped"),
         };
+        if let Some(outside) = &outside
+            && let Some(name) = name(&query[..length])
+            && outside::is_outside(&name, CLUSTER_DOMAIN)
+            && resolve(&name).is_none()
+        {
+            if name == outside::HOST {
+                let here: Resolve = Arc::new(|_| Some(vec![outside::HOST_ADDRESS.into()]));
+                if let Some(reply) = answer(&query[..length], &here) {
+                    let _ = socket.send_to(&reply, from).await;
+                }
+            } else if let Ok(place) = places.clone().try_acquire_owned() {
+                let (socket, outside, query) = (socket.clone(), outside.clone(), query[..length].to_vec());
+                tokio::spawn(async move {
+                    let found = outside.resolve(&name).await.ok().filter(|found| !found.is_empty());
+                    let found: Resolve = Arc::new(move |_| found.clone());
+                    if let Some(reply) = answer(&query, &found) {
+                        let _ = socket.send_to(&reply, from).await;
+                    }
+                    drop(place);
+                });
+            }
+            continue;
+        }
         if let Some(reply) = answer(&query[..length], &resolve)
             && let Err(error) = socket.send_to(&reply, from).await
         {
@@ -42,6 +71,13 @@ pub async fn bind(address: Ipv4Addr) -> Result<UdpSocket> {
 /// The cells' `/etc/resolv.conf` for workloads of a namespace, as Kubernetes writes it.
 pub fn resolv_conf(server: Ipv4Addr, namespace: &str, domain: &str) -> String {
     format!("nameserver {server}\nsearch {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5 timeout:1\n")
+}
+
+/// What a query asks for, in lower case without a final dot.
+fn name(query: &[u8]) -> Option<String> {
+    let query = Message::from_vec(query).ok()?;
+    let [question] = &query.queries[..] else { return None };
+    Some(question.name().to_ascii().to_ascii_lowercase().trim_end_matches('.').to_string())
 }
 
 /// The answer to a query; None for what is no query.
@@ -121,6 +157,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             answer(&bytes, &names());
+            name(&bytes);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! the kernel ends a PID namespace with its init, so that SIGKILL to any of them leaves nothing behind.
 //! All but one step here happens before the process has a second thread.
 
-use super::state;
+use super::{outside, state};
 use crate::error::{CommandError, Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -17,8 +17,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getgid, getuid};
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Which of the three processes this is; set by the one before it.
 const STAGE: &str = "MESHCTL_STAGE";
@@ -29,7 +30,7 @@ const PARENT: &str = "MESHCTL_PARENT";
 pub const USER: &str = "MESHCTL_USER";
 
 /// What the stages tell each other by, which programs that are started inside must not inherit.
-pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, USER, state::DIRECTORY];
+pub const PRIVATE_VARIABLES: &[&str] = &[STAGE, PARENT, USER, state::DIRECTORY, outside::VARIABLE];
 
 /// What to do now.
 pub enum Entered {
@@ -46,6 +47,8 @@ pub type Beside = Box<dyn FnOnce() + Send>;
 pub enum Network {
     /// A new one.
     New,
+    /// A new one with a way out.
+    Open,
     /// That of this process.
     Of(u32),
 }
@@ -66,14 +69,19 @@ pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
         }
         "init" => {
             die_with_parent()?;
-            Ok(Entered::Ended(start_and_wait("inner", Vec::new())?))
+            Ok(Entered::Ended(start_and_wait("inner", Vec::new(), None)?))
         }
         _ => {
             // Inside, this user looks like root.
             let (state, user) = (state::directory()?, format!("{}:{}", getuid(), getgid()));
             let before = fs::read_link("/proc/self/ns/user").ok();
+            let mut way_out = None;
             match network {
                 Network::New => unshare_all()?,
+                Network::Open => {
+                    way_out = Some(outside::start()?);
+                    unshare_all()?;
+                }
                 Network::Of(pid) => {
                     join(pid)?;
                     start_beside(beside)?;
@@ -84,7 +92,8 @@ pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
             let hidden = fs::read_link("/proc/self/ns/user").ok() != before;
             let mut tell = vec![(state::DIRECTORY, state.into_os_string())];
             tell.extend(hidden.then(|| (USER, user.into())));
-            Ok(Entered::Ended(start_and_wait("init", tell)?))
+            tell.extend(way_out.is_some().then(|| (outside::VARIABLE, "stdin".into())));
+            Ok(Entered::Ended(start_and_wait("init", tell, way_out)?))
         }
     }
 }
@@ -153,7 +162,9 @@ fn forbidden(error: Errno) -> CommandError {
         }
         None => "run it with sudo, or allow user namespaces (in a container: its seccomp profile)".to_string(),
     };
-    CommandError::failed(format!("a private network is not allowed here: {}", error.desc()))
+    // What the kernel says where the number of user namespaces is limited.
+    let why = if error == Errno::ENOSPC { "no more user namespaces may be made" } else { error.desc() };
+    CommandError::failed(format!("a private network is not allowed here: {why}"))
         .hint(fix)
         .hint("without one, start `gossamer-proxy` with MESH_FORWARD: explicit local ports instead of redirection")
 }
@@ -177,9 +188,11 @@ pub fn outer_pid() -> Result<u32> {
     link.to_string_lossy().parse().context("/proc/self")
 }
 
-fn start_and_wait(stage: &str, tell: Vec<(&str, OsString)>) -> Result<ExitCode> {
+/// `input`: what the stage and those after it have as standard input.
+fn start_and_wait(stage: &str, tell: Vec<(&str, OsString)>, input: Option<OwnedFd>) -> Result<ExitCode> {
     let child = Command::new("/proc/self/exe")
         .arg0("meshctl")
+        .stdin(input.map_or_else(Stdio::inherit, Stdio::from))
         .args(std::env::args_os().skip(1))
         .envs(tell)
         .env(STAGE, stage)

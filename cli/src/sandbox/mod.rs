@@ -8,5 +8,6 @@ pub mod cell;
 pub mod dns;
 pub mod enter;
 pub mod network;
+pub mod outside;
 pub mod publish;
 pub mod state;

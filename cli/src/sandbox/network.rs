@@ -46,6 +46,11 @@ pub fn make_bridge() -> Result<()> {
     set_addresses(index(BRIDGE)?, NODE)
 }
 
+/// Gives this namespace another address on its bridge.
+pub fn add_address(ip: Ipv4Addr) -> Result<()> {
+    send(ROUTE, &[address(index(BRIDGE)?, ip.into(), PREFIX)]).context("adding an address")
+}
+
 /// Lays a cable from the bridge into another namespace, where it appears as `eth0`. It vanishes with that namespace.
 pub fn plug(name: &str, namespace: BorrowedFd<'_>) -> Result<()> {
     let descriptor = (namespace.as_raw_fd() as u32).to_ne_bytes();

@@ -6,6 +6,7 @@
 
 use super::annotations;
 use gossamer_api::defaults;
+use gossamer_api::kubernetes::validate::REGEX_BYTES;
 use gossamer_api::kubernetes::{
     BackendRef, GrpcRouteMatch, HeaderModifier, HttpRouteMatch, HttpRouteRule, Key, Kind, Name, NamedMatch, Object,
     ParentRef, PathRewrite, RequestMirror, RequestRedirect, RouteFilter, RouteRetry, UrlRewrite,
@@ -14,8 +15,7 @@ use gossamer_api::policy::{
     Backoff, Extension, Failure, Filter, HeaderEdit, HeaderMatch, HostMatch, Meta, PathMatch, PathModifier, QueryMatch,
     Redirect, RequestMatch, Retry, Rewrite, Timeouts, ValueMatch,
 };
-use gossamer_api::settings::parse_duration;
-use std::time::Duration;
+use gossamer_api::settings::parse_gep_duration;
 
 /// A route, as far as it can be obeyed.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +75,9 @@ impl Route {
                     let matches = matches(&rule.matches, problems, grpc_match);
                     let mut filters = filters(&rule.filters, namespace, problems);
                     filters.iter_mut().for_each(carry_response_headers);
-                    let backends = backends(&rule.backend_refs, namespace, problems);
+                    let mut backends = backends(&rule.backend_refs, namespace, problems);
+                    let of_backends = backends.iter_mut().flatten().flat_map(|backend| &mut backend.filters);
+                    of_backends.for_each(carry_response_headers);
                     rules.extend(matches.map(|matches| Rule { matches, filters, backends, ..Rule::default() }));
                 }
                 (&route.spec.parent_refs, &route.spec.hostnames, rules)
@@ -134,12 +136,14 @@ impl Route {
 
     /// The services that it sends something to, copies among it.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Name> {
-        let backends = self.rules.iter().flat_map(|rule| rule.backends.iter().flatten());
-        let mirrors = self.rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
-            RuleFilter::Mirror(backend, _) => Some(&**backend),
-            RuleFilter::Plain(_) => None,
-        });
-        backends.chain(mirrors).filter_map(|backend| backend.service.as_ref())
+        let backends = || self.rules.iter().flat_map(|rule| rule.backends.iter().flatten());
+        let filters = self.rules.iter().flat_map(|rule| &rule.filters);
+        let mirrors =
+            filters.chain(backends().flat_map(|backend| &backend.filters)).filter_map(|filter| match filter {
+                RuleFilter::Mirror(backend, _) => Some(&**backend),
+                RuleFilter::Plain(_) => None,
+            });
+        backends().chain(mirrors).filter_map(|backend| backend.service.as_ref())
     }
 
     /// True when it treats requests to this port of this service.
@@ -152,7 +156,7 @@ fn http_rule(rule: &HttpRouteRule, namespace: &str, problems: &mut Vec<String>) 
     let matches = matches(&rule.matches, problems, http_match)?;
     let mut duration = |value: &Option<String>| {
         let value = value.as_deref()?;
-        let parsed = gep_duration(value);
+        let parsed = parse_gep_duration(value);
         if parsed.is_none() {
             problems.push(format!("timeout {value:?} is ignored: not a duration as 500ms or 1m30s"));
         }
@@ -175,7 +179,7 @@ fn http_rule(rule: &HttpRouteRule, namespace: &str, problems: &mut Vec<String>) 
 
 fn route_retry(from: &RouteRetry, problems: &mut Vec<String>) -> Retry {
     let min = from.backoff.as_deref().and_then(|text| {
-        let parsed = gep_duration(text);
+        let parsed = parse_gep_duration(text);
         if parsed.is_none() {
             problems.push(format!("retry.backoff {text:?} is ignored: not a duration as 500ms"));
         }
@@ -347,12 +351,7 @@ fn backend(from: &BackendRef, namespace: &str, problems: &mut Vec<String>) -> Ru
         let kind = from.kind.as_deref().unwrap_or("Service");
         problems.push(format!("backend {:?} of kind {kind:?} is not supported: its share fails", from.name));
     }
-    let mut filters = filters(&from.filters, namespace, problems);
-    let count = filters.len();
-    filters.retain(|filter| matches!(filter, RuleFilter::Plain(_)));
-    if filters.len() < count {
-        problems.push(format!("filter \"RequestMirror\" of backend {:?} is ignored: mirror the rule", from.name));
-    }
+    let filters = filters(&from.filters, namespace, problems);
     let namespace = from.namespace.as_deref().unwrap_or(namespace);
     RuleBackend {
         service: service.then(|| Name::new(namespace, &from.name)),
@@ -380,34 +379,4 @@ fn host_match(host: &str) -> HostMatch {
 /// Fails everything: what the Gateway API asks for where nothing is left to send requests to.
 pub(super) fn failure(message: String) -> Filter {
     Filter::Fail(Failure { status: 500, message, ratio: (1, 1) })
-}
-
-/// A Gateway API duration (GEP-2257): `1m30s`, `500ms`.
-fn gep_duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut sum) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |unit| digits + unit);
-        sum = sum.checked_add(parse_duration(&rest[..unit])?)?;
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then_some(sum)
-}
-
-/// As linkerd2-proxy's own engine: bounds what an expression may cost.
-const REGEX_BYTES: usize = 1 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        assert_eq!(gep_duration("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(gep_duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(gep_duration("0s"), Some(Duration::ZERO));
-        for bad in ["", "1", "s", "1x", "1.5s", "-1s"] {
-            assert_eq!(gep_duration(bad), None, "{bad}");
-        }
-    }
 }

@@ -8,9 +8,10 @@ use super::known::{Known, Step};
 use super::report::Book;
 use crate::registry::{Change, Origin, Registry};
 use futures_util::StreamExt;
-use gossamer_api::kubernetes::{Key, Kind, Served, Watched};
+use gossamer_api::kubernetes::{Key, Kind, Name, Served, Watched};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
+use std::collections::HashSet;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -22,6 +23,8 @@ pub(super) struct Follow<T> {
     progress: Progress,
     book: Book,
     known: Known<T>,
+    /// Objects that something else stands for, because they can't be read.
+    closed: HashSet<Name>,
     /// Which of the kind's versions is asked for.
     version: usize,
     /// Failures in a row.
@@ -34,8 +37,8 @@ pub(super) struct Follow<T> {
 
 impl<T: Served> Follow<T> {
     pub(super) fn new(client: Client, registry: Registry, progress: Progress, book: Book) -> Self {
-        let (known, told) = (Known::new(), String::new());
-        Follow { client, registry, progress, book, known, version: 0, failures: 0, told, absent: None }
+        let (known, told, closed) = (Known::new(), String::new(), HashSet::new());
+        Follow { client, registry, progress, book, known, closed, version: 0, failures: 0, told, absent: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -61,7 +64,10 @@ impl<T: Served> Follow<T> {
         let mut next = Next::Go;
         for event in batch {
             match event.map(|event| self.known.take(event)) {
-                Ok(Step::Change(change)) => changes.push(change),
+                Ok(Step::Change(change)) => {
+                    self.closed.remove(&change.key().name);
+                    changes.push(change);
+                }
                 Ok(Step::Listed) => {
                     self.change(std::mem::take(&mut changes));
                     let known = self.registry.read(|index| index.names(T::KIND));
@@ -69,13 +75,21 @@ impl<T: Served> Follow<T> {
                     self.change(gone);
                     self.listed();
                 }
-                Ok(Step::Unreadable(key, reason)) => {
-                    tracing::error!(object = %key, "can't be read, and what was known of it stays in force: {reason}");
-                    self.book.wrong(
-                        &key,
-                        "",
-                        [format!("it can't be read, and what was known of it stays in force: {reason}")],
-                    );
+                Ok(Step::Unreadable(key, reason, closed)) => {
+                    let known =
+                        changes.iter().any(|change| matches!(change, Change::Apply(object) if object.key() == key))
+                            || self.registry.read(|index| index.names(T::KIND).contains(&key.name));
+                    let stays = known && !self.closed.contains(&key.name);
+                    let what = match closed {
+                        Some(closed) if !stays => {
+                            self.closed.insert(key.name.clone());
+                            changes.push(Change::Apply(closed));
+                            "it can't be read, and until it can nobody gets in by it"
+                        }
+                        _ => "it can't be read, and what was known of it stays in force",
+                    };
+                    tracing::error!(object = %key, "{what}: {reason}");
+                    self.book.wrong(&key, "", [format!("{what}: {reason}")]);
                 }
                 Ok(Step::Nothing) => {}
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! Events of one kind as changes of the registry. Pure, so that a lost watch can be played in a test.
 
 use crate::registry::Change;
-use gossamer_api::kubernetes::{Key, Name, Served, Watched};
+use gossamer_api::kubernetes::{Key, Name, Object, Served, Watched};
 use kube::runtime::watcher::Event;
 use std::collections::HashSet;
 use std::marker::PhantomData;
@@ -21,8 +21,8 @@ pub(super) enum Step {
     Change(Change),
     /// The list is complete; what is known and was not in it is gone.
     Listed,
-    /// An object that can't be read: what was known of it stays.
-    Unreadable(Key, String),
+    /// An object that can't be read: what was known of it stays, or else this stands for it.
+    Unreadable(Key, String, Option<Object>),
     /// Nothing.
     Nothing,
 }
@@ -62,6 +62,6 @@ fn apply<T: Served>(watched: Watched<T>) -> Step {
     let key = watched.key();
     match watched.object {
         Ok(object) => Step::Change(Change::Apply(object.into_object())),
-        Err(reason) => Step::Unreadable(key, reason),
+        Err(error) => Step::Unreadable(key, error.reason, error.closed.map(Served::into_object)),
     }
 }

@@ -5,7 +5,7 @@ use super::follow::Follow;
 use super::report::Book;
 use crate::index::{Cluster, Source};
 use crate::registry::{Answer, Query, Registry};
-use gossamer_api::kubernetes::{AuthorizationPolicy, HttpRoute, Kind, Name, Served, Service};
+use gossamer_api::kubernetes::{AuthorizationPolicy, HttpRoute, Kind, Name, Pod, Served, Service};
 use gossamer_api::policy::Target;
 use http::{Request, Response};
 use kube::client::Body;
@@ -220,4 +220,41 @@ async fn what_can_t_be_read_leaves_its_last_good_state() {
         .then(200, list(&[policy("everywhere", 10)], 12));
     script.play::<AuthorizationPolicy>(&registry, &progress).await;
     assert_eq!(known(&registry, Kind::AuthorizationPolicy), ["demo/p"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_was_never_readable_lets_nobody_in() {
+    let (registry, progress) = registry();
+    let policy = |service: &str, cidr: &str, version: u32| {
+        json!({
+            "metadata": {"name": "p", "namespace": "demo", "resourceVersion": version.to_string()},
+            "spec": {"service": service, "from": [{"networks": [{"cidr": cidr}]}]},
+        })
+    };
+    let pod = json!({
+        "metadata": {"name": "web-1", "namespace": "demo", "labels": {"app": "web"}, "resourceVersion": "1"},
+        "status": {"podIP": "10.1.0.1", "phase": "Running"},
+    });
+    let web = json!({
+        "metadata": {"name": "web", "namespace": "demo", "resourceVersion": "1"},
+        "spec": {"clusterIP": "10.96.0.1", "selector": {"app": "web"}, "ports": [{"port": 80}]},
+    });
+    Script::default().then(200, list(&[pod], 9)).play::<Pod>(&registry, &progress).await;
+    Script::default().then(200, list(&[web], 9)).play::<Service>(&registry, &progress).await;
+    let permissions =
+        || registry.read(|index| index.server(&Name::new("demo", "web-1"), 80).unwrap().authorizations.len());
+    assert_eq!(permissions(), 1);
+    let script = Script::default().then(200, list(&[policy("web", "everywhere", 1)], 9));
+    script.play::<AuthorizationPolicy>(&registry, &progress).await;
+    assert_eq!(permissions(), 0);
+    // Another version that can't be read either is followed as far as it can be.
+    let script = Script::default().then(200, list(&[], 9)).events(&[
+        event("ADDED", policy("web", "everywhere", 10)),
+        event("MODIFIED", policy("other", "everywhere", 11)),
+    ]);
+    script.play::<AuthorizationPolicy>(&registry, &progress).await;
+    assert_eq!(permissions(), 1);
+    let script = Script::default().then(200, list(&[policy("web", "0.0.0.0/0", 12)], 12));
+    script.play::<AuthorizationPolicy>(&registry, &progress).await;
+    assert_eq!(permissions(), 1);
 }

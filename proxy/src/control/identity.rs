@@ -1,5 +1,6 @@
 //! The proxy's own certificate: asked for and renewed by `gossamer_api::process::certify`, counted here.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,7 +22,10 @@ pub fn start(config: &Config, metrics: &Metrics, stop: &Stop) -> anyhow::Result<
         std::mem::forget(sender);
         return Ok(receiver);
     };
-    let anchors = Anchors::from_pem(&config.trust_anchors).context("MESH_TRUST_ANCHORS")?;
+    let given = Anchors::from_pem(&config.trust_anchors).context("MESH_TRUST_ANCHORS")?;
+    let kept = config.state_dir.as_ref().map(|folder| folder.join(KEPT_ANCHORS));
+    // Newer than those that this pod was made with, or there would be none.
+    let anchors = kept.as_deref().and_then(kept_anchors).unwrap_or(given);
     let config = CertifyConfig {
         address: service.addr.clone(),
         server: service.identity.clone(),
@@ -31,8 +35,45 @@ pub fn start(config: &Config, metrics: &Metrics, stop: &Stop) -> anyhow::Result<
     };
     let receiver = certify::start(config, stop.clone())?;
     tokio::spawn(count(receiver.clone(), metrics.identity()));
+    if let Some(path) = kept {
+        tokio::spawn(keep_anchors(receiver.clone(), path));
+    }
     Ok(receiver)
 }
+
+fn kept_anchors(path: &Path) -> Option<Anchors> {
+    // Bounded where it is parsed; only this program writes there.
+    let pem = std::fs::read_to_string(path).ok()?;
+    Anchors::from_pem(&pem).inspect_err(|error| tracing::warn!(%error, "kept trust anchors are of no use")).ok()
+}
+
+/// Keeps the roots under which we have a certificate, for the next process: the root that this one was started with may be
+/// dropped by then. A folder that is not there is fine.
+async fn keep_anchors(mut credentials: CredentialsWatch, path: PathBuf) {
+    let mut kept = None;
+    loop {
+        let anchors = credentials.borrow_and_update().as_ref().map(|credentials| credentials.anchors.clone());
+        if let Some(anchors) = anchors
+            && kept.as_ref() != Some(&anchors)
+        {
+            let new = path.with_extension("new");
+            let written = match tokio::fs::write(&new, anchors.pem()).await {
+                Ok(()) => tokio::fs::rename(&new, &path).await,
+                error => error,
+            };
+            if let Err(error) = written {
+                tracing::debug!(%error, path = %path.display(), "trust anchors could not be kept");
+            }
+            kept = Some(anchors);
+        }
+        if credentials.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// In the folder of [`Config::state_dir`].
+const KEPT_ANCHORS: &str = "trust-anchors.pem";
 
 async fn count(mut credentials: CredentialsWatch, metrics: Arc<IdentityMetrics>) {
     let mut leaf = None;

@@ -86,7 +86,7 @@ impl<K: PartialEq + Copy, const N: usize> Few<K, N> {
     }
 }
 
-/// `response_latency_ms`.
+/// `response_latency_ms`, of requests or of a route.
 #[derive(Debug, Default)]
 struct Latency {
     buckets: [Counter; LATENCY_BOUNDS_US.len() + 1],
@@ -102,8 +102,7 @@ impl Latency {
         self.sum_us.add(us);
     }
 
-    fn collect(&self, labels: &str, out: &mut Exposition) {
-        let family = Family::ResponseLatencyMs;
+    fn collect(&self, family: Family, labels: &str, out: &mut Exposition) {
         // The sum first: a record that comes in between is then missing from it, not from the count alone.
         let sum = self.sum_us.get() as f64 / 1000.0;
         let counts: Vec<u64> = self.buckets.iter().map(Counter::get).collect();
@@ -198,7 +197,7 @@ impl Collect for RequestMetrics {
                 }
             }
         }
-        self.latency.collect(labels, out);
+        self.latency.collect(Family::ResponseLatencyMs, labels, out);
     }
 }
 
@@ -328,10 +327,13 @@ impl Collect for AuthzMetrics {
     }
 }
 
-/// Retries of one outbound route. Only what happened is shown.
+/// Requests of one outbound route, and their retries. Only what happened is shown.
 #[derive(Debug, Default)]
 pub struct RouteMetrics {
     grpc: bool,
+    success: Counter,
+    failure: Counter,
+    latency: Latency,
     /// Retries sent.
     pub retries: Counter,
     /// Requests that succeeded by a retry.
@@ -346,6 +348,14 @@ impl RouteMetrics {
     pub(super) fn new(grpc: bool) -> Self {
         RouteMetrics { grpc, ..Default::default() }
     }
+
+    /// A request has its answer, retries included.
+    #[inline]
+    pub fn response(&self, success: bool, latency: Duration) {
+        let counter = if success { &self.success } else { &self.failure };
+        counter.inc();
+        self.latency.record(latency);
+    }
 }
 
 impl Collect for RouteMetrics {
@@ -356,6 +366,13 @@ impl Collect for RouteMetrics {
         show(Family::HttpRetrySuccesses, Family::GrpcRetrySuccesses, &self.retry_successes);
         show(Family::HttpRetryLimitExceeded, Family::GrpcRetryLimitExceeded, &self.retry_limit_exceeded);
         show(Family::HttpRetryOverflow, Family::GrpcRetryOverflow, &self.retry_overflow);
+        for (classification, counter) in [("success", &self.success), ("failure", &self.failure)] {
+            if counter.get() > 0 {
+                let text = format!("classification=\"{classification}\"");
+                out.value_with(Family::RouteResponses, labels, &text, counter.get());
+            }
+        }
+        self.latency.collect(Family::RouteLatencyMs, labels, out);
     }
 }
 

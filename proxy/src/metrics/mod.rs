@@ -69,6 +69,8 @@ families! {
     GrpcRetrySuccesses counter "outbound_grpc_route_retry_successes_total" "Total count of requests that succeeded by a retry.";
     GrpcRetryLimitExceeded counter "outbound_grpc_route_retry_limit_exceeded_total" "Total count of requests that failed after their last retry.";
     GrpcRetryOverflow counter "outbound_grpc_route_retry_overflow_total" "Total count of retries not sent for want of budget.";
+    RouteResponses counter "outbound_route_response_total" "Total count of answers to requests of a route, after its retries.";
+    RouteLatencyMs histogram "outbound_route_response_latency_ms" "Time from the head of a route's request to the end of its response, in milliseconds.";
     MirrorRequests counter "outbound_http_route_mirror_requests_total" "Total count of copies of requests, by what became of them: same or different status, failed, or skipped for want of room.";
     HttpBalancerEndpoints gauge "outbound_http_balancer_endpoints" "Number of endpoints of a balancer, by state.";
     HttpBalancerEjections counter "outbound_http_balancer_ejections_total" "Total count of endpoints taken out by circuit breaking.";
@@ -141,7 +143,7 @@ impl Metrics {
         self.0.authz.scope(labels.text(), AuthzMetrics::default)
     }
 
-    /// Retries of one outbound route.
+    /// Requests of one outbound route, and their retries.
     pub fn route_scope(&self, labels: RouteLabels<'_>) -> Arc<RouteMetrics> {
         let grpc = labels.grpc;
         let text = labels.text();

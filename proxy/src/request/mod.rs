@@ -78,7 +78,7 @@ pub async fn handle(conn: &Connection, head: &mut RequestHead, down: &mut Downst
     match forward(conn, head, down, &mut record).await {
         Ok(after) => after,
         Err(error) => {
-            record.failed(&error);
+            record.refused(head, &error);
             let version = if record.was_upgraded { Version::Http2 } else { head.version };
             respond::send(&error, version, head.is_grpc(), head.method == Method::HEAD, down);
             After::Ready
@@ -114,6 +114,7 @@ async fn forward(
     let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
+    let plan = Plan { conn, rule: &rule, found, length, tunnel };
 
     let mut retries = 0;
     // Why nobody could be reached, should nobody become reachable in time.
@@ -122,8 +123,7 @@ async fn forward(
         let limit = rule.retry.as_ref().and_then(|retry| retry.timeout);
         let limit = limit.map(|timeout| (Instant::now() + timeout, "attempt", timeout));
         let outcome = {
-            let attempt =
-                pin!(attempt(conn, &rule, found, head, &mut body, length, tunnel, &tried, &mut response, down, record));
+            let attempt = pin!(attempt(&plan, head, &mut body, &tried, &mut response, down, record));
             exchange::before(exchange::earlier(deadline, limit), attempt).await
         };
         let wanted = match &outcome {
@@ -280,23 +280,31 @@ pub struct Failed {
     connecting: bool,
 }
 
-/// One attempt: choose, connect, send, and wait for the response's head.
-#[allow(clippy::too_many_arguments)]
-async fn attempt(
-    conn: &Connection,
-    rule: &Rc<Rule>,
+/// What all attempts at a request have in common.
+struct Plan<'a> {
+    conn: &'a Connection,
+    rule: &'a Rc<Rule>,
     found: Found,
+    length: Length,
+    /// Bytes follow the head instead of a body.
+    tunnel: bool,
+}
+
+/// One attempt: choose, connect, send, and wait for the response's head.
+async fn attempt(
+    plan: &Plan<'_>,
     head: &mut RequestHead,
     body: &mut Body,
-    length: Length,
-    tunnel: bool,
     tried: &[SocketAddr],
     response: &mut ResponseHead,
     down: &mut Downstream<'_>,
     record: &mut Record<'_>,
 ) -> Result<(Pick, Upstream), Failed> {
+    let &Plan { conn, rule, found, length, tunnel } = plan;
     let early = |error| Failed { error, endpoint: None, connecting: false };
     let mut filtered = None;
+    // What the backend of this attempt does to responses.
+    let mut after: &[gossamer_api::policy::Filter] = &[];
     let balancer = match &conn.side {
         Side::Inbound(_, local) => local,
         Side::Outbound(_) => {
@@ -305,6 +313,17 @@ async fn attempt(
                 let mut copy = head.clone();
                 apply(rule, &backend.filters, &mut copy, &found).map_err(early)?;
                 filtered = Some(copy);
+                after = &backend.filters;
+            }
+            // One copy of a request, however often it is tried and wherever it goes.
+            if !backend.mirrors.is_empty()
+                && !tunnel
+                && record.mirrored.is_none()
+                && let Some((copy, verdict)) =
+                    mirror::begin(&conn.shard, &backend.mirrors, filtered.as_ref().unwrap_or(head))
+            {
+                record.mirrored = Some(verdict);
+                body.copy(copy);
             }
             &backend.balancer
         }
@@ -337,6 +356,7 @@ async fn attempt(
         Ok(()) => {
             let now = Instant::now();
             pick.observe(response.status, exchange::retry_after(response), now);
+            filter::apply_response(after, response);
             Ok((pick, up))
         }
         Err(body::Side::Client(error)) => Err(early(Error::of_client(error))),

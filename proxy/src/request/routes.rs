@@ -2,6 +2,7 @@
 
 use crate::balance::{Balancer, Rules};
 use crate::error::Error;
+use crate::metrics::RouteMetrics;
 use crate::policy::limit::RetryBudget;
 use crate::policy::route::{Found, Router};
 use crate::request::mirror::Mirror;
@@ -12,7 +13,9 @@ use gossamer_api::policy::{
     RequestMatch, Retry, TcpRoute, Timeouts,
 };
 use gossamer_engine::RequestHead;
+use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Compiled routes of one target or server.
@@ -44,6 +47,8 @@ pub struct Rule {
     pub authorizations: Vec<Authorization>,
     /// What else happens to requests; nearly always nothing.
     pub more: Option<Box<More>>,
+    /// Counts the requests of a route that somebody wrote; outbound only, found with the first of them.
+    pub metrics: OnceCell<Arc<RouteMetrics>>,
 }
 
 /// What a route's extensions do beside changing the head.
@@ -73,6 +78,8 @@ pub struct RuleBackend {
     pub balancer: Rc<Balancer>,
     /// Applied after the rule's.
     pub filters: Vec<Filter>,
+    /// Where copies of requests to this backend go.
+    pub mirrors: Vec<Rc<Mirror>>,
     /// The object does not exist or may not be used; says which.
     pub invalid: Option<String>,
 }
@@ -92,24 +99,30 @@ impl Routes {
             .iter()
             .map(|route| {
                 let rules = route.rules.iter().map(|rule| {
-                    let (filters, more) = extended(&rule.filters, |mirror| {
+                    let mirror = |mirror: &Policy| {
                         let balancer = shard.balancer(&mirror.backend, routes.breaker);
                         Mirror::new(shard, &route.meta, mirror, balancer)
-                    });
+                    };
+                    let (filters, more) = extended(&rule.filters, mirror);
                     Rc::new(Rule {
                         meta: route.meta.clone(),
                         grpc: route.grpc,
                         filters,
-                        backends: backends(&rule.backends, |backend| RuleBackend {
-                            balancer: shard.balancer(&backend.backend, routes.breaker),
-                            filters: backend.filters.clone(),
-                            invalid: invalid(&backend.backend),
+                        backends: backends(&rule.backends, |backend| {
+                            let (filters, more) = extended(&backend.filters, mirror);
+                            RuleBackend {
+                                balancer: shard.balancer(&backend.backend, routes.breaker),
+                                filters,
+                                mirrors: more.map(|more| more.mirrors).unwrap_or_default(),
+                                invalid: invalid(&backend.backend),
+                            }
                         }),
                         timeouts: rule.timeouts,
                         retry: rule.retry.clone(),
                         budget: RetryBudget::standard(Instant::now()),
                         authorizations: Vec::new(),
                         more,
+                        metrics: OnceCell::new(),
                     })
                 });
                 rules.collect()
@@ -134,6 +147,7 @@ impl Routes {
                 budget: RetryBudget::standard(Instant::now()),
                 authorizations: authorizations.to_vec(),
                 more: None,
+                metrics: OnceCell::new(),
             })
         };
         if http.routes.is_empty() {
@@ -216,6 +230,7 @@ impl TcpRoutes {
             Some(rule) => backends(&rule.backends, |backend: &Backend| RuleBackend {
                 balancer: shard.balancer(backend, None),
                 filters: Vec::new(),
+                mirrors: Vec::new(),
                 invalid: invalid(backend),
             }),
             None => Backends::None,

@@ -1,7 +1,7 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
 //! the mesh. `probe http|greeter PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet HOST PORT`,
 //! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
-//! `probe sniff WORD...`, `probe processes|memory NAME`.
+//! `probe sniff WORD...`, `probe processes|memory NAME`, `probe kill NAME VARIABLE=VALUE`.
 
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["sniff", ref words @ ..] => sniff(words),
         ["processes", name] => processes(name, |pid| std::fs::read_to_string(format!("/proc/{pid}/status"))),
         ["memory", name] => processes(name, memory),
+        ["kill", name, variable] => processes(name, |pid| kill(pid, variable)),
         _ => Err("see the source".into()),
     }
 }
@@ -233,6 +234,16 @@ fn processes(name: &str, tell: impl Fn(u32) -> std::io::Result<String>) -> Resul
         }
     }
     Ok(())
+}
+
+/// Ends it, if its environment has this variable.
+fn kill(pid: u32, variable: &str) -> std::io::Result<String> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ"))?;
+    if !environment.split(|byte| *byte == 0).any(|one| one == variable.as_bytes()) {
+        return Ok(String::new());
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::SIGKILL)?;
+    Ok(format!("killed {pid}"))
 }
 
 /// In MiB.

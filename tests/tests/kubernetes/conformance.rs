@@ -1,4 +1,5 @@
-//! Gateway API's own mesh conformance suite, with short timeouts; `tests/conformance/README.md` says what it is.
+//! Gateway API's own mesh conformance suite; `tests/conformance/README.md` says what it is. With short timeouts, but for a
+//! report: `MESH_K8S_REPORT=FILE` has it written there, with the suite's own.
 
 use gossamer_tests::cluster::{Cluster, ok, text, tools};
 
@@ -10,9 +11,13 @@ pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
         println!("SKIPPED: no ../shared/gateway-conformance, which prepares a cluster for the suite");
         return;
     };
+    let how = match std::env::var("MESH_K8S_REPORT") {
+        Ok(file) => format!("tests/conformance/run --report-output={file}"),
+        Err(_) => "FAST=1 tests/conformance/run".to_string(),
+    };
     // The cluster's name is its folder's.
     let script = format!(
-        "export K8S_NAME=$(basename \"$(dirname \"$(dirname \"$KUBECONFIG\")\")\")\n{} >&2\nFAST=1 tests/conformance/run",
+        "export K8S_NAME=$(basename \"$(dirname \"$(dirname \"$KUBECONFIG\")\")\")\n{} >&2\n{how}",
         prepare.display()
     );
     let output = cluster.shell(&script);

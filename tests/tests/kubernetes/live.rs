@@ -25,7 +25,7 @@ fn row<'a>(rows: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {rows:#}"))
 }
 
-pub fn traffic_is_seen_as_it_is(cluster: &Cluster) {
+pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     let space = cluster.namespace("live", true);
     space.serve("api", 2);
     space.client("web");
@@ -51,7 +51,10 @@ pub fn traffic_is_seen_as_it_is(cluster: &Cluster) {
 
         let top = seen(&space, &["top", "pod/web", "--duration", "2s"]);
         let call = &top.as_array().unwrap()[0];
-        assert_eq!((&call["destination"], &call["method"], &call["path"]), (&"deploy/api".into(), &"GET".into(), &"/".into()));
+        assert_eq!(
+            (&call["destination"], &call["method"], &call["path"]),
+            (&"deploy/api".into(), &"GET".into(), &"/".into())
+        );
 
         let tap = meshctl(&space, &["tap", "deploy/api", "--duration", "2s"], &["-o", "json"]);
         let events: Vec<Value> = text(&tap.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -72,7 +75,7 @@ pub fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     assert!(text(&metrics.stdout).contains("\nresponse_total{"), "{}", text(&metrics.stderr));
 }
 
-pub fn nobody_else_can_tap(cluster: &Cluster) {
+pub(crate) fn nobody_else_can_tap(cluster: &Cluster) {
     let space = cluster.namespace("notap", true);
     space.serve("api", 1);
     space.client("web");
@@ -87,12 +90,14 @@ pub fn nobody_else_can_tap(cluster: &Cluster) {
     assert!(tap.status.success(), "{}", text(&tap.stderr));
 }
 
-pub fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
+pub(crate) fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
     let space = cluster.namespace("whomay", true);
     space.serve("api", 1);
     ["web", "job"].iter().for_each(|name| space.client(name));
     space.ready(&["web", "job"]);
-    let ask = |from: &str, path: &str| meshctl(&space, &["authz", "deploy/api", "--from", from, "--path", path], &["-o", "json"]);
+    let ask = |from: &str, path: &str| {
+        meshctl(&space, &["authz", "deploy/api", "--from", from, "--path", path], &["-o", "json"])
+    };
     let by = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap()[0]["by"].clone();
     assert_eq!(by(&ask("pod/web", "/")), "default policy all-unauthenticated");
     space.apply(
@@ -113,7 +118,7 @@ pub fn who_may_is_told_with_the_object_that_decides(cluster: &Cluster) {
     assert!(text(&ask("unmeshed", "/healthz").stdout).contains("health checks"));
 }
 
-pub fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
+pub(crate) fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
     let space = cluster.namespace("said", true);
     space.serve("api", 2);
     space.ready(&[]);
@@ -125,13 +130,20 @@ pub fn the_control_plane_says_what_it_tells_proxies(cluster: &Cluster) {
     let server = seen(&space, &["diagnostics", "policy", "deploy/api:8080"]);
     assert_eq!(server["server"], "default/all-unauthenticated", "{server:#}");
     let unknown = meshctl(&space, &["diagnostics", "endpoints", "nothing:80"], &[]);
-    assert!(!unknown.status.success() && text(&unknown.stderr).contains("knows no service"), "{}", text(&unknown.stderr));
+    assert!(
+        !unknown.status.success() && text(&unknown.stderr).contains("knows no service"),
+        "{}",
+        text(&unknown.stderr)
+    );
 }
 
-pub fn without_a_right_it_is_named(cluster: &Cluster) {
+pub(crate) fn without_a_right_it_is_named(cluster: &Cluster) {
     let space = cluster.namespace("rights", true);
     let output = meshctl(&space, &["stat", "--as", "jane"], &[]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("you may not list pods in namespace \"rights\"") && said.contains("kubectl auth can-i"), "{said}");
+    assert!(
+        said.contains("you may not list pods in namespace \"rights\"") && said.contains("kubectl auth can-i"),
+        "{said}"
+    );
 }

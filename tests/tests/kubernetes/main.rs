@@ -14,14 +14,18 @@ mod check;
 mod conformance;
 mod control_plane_gone;
 mod cost;
+mod inject;
 mod install;
 mod jobs;
+mod live;
 mod mtls;
+mod probes;
 mod restarts;
 mod rollout;
 mod root_rotation;
 mod routes;
 mod unmeshed;
+mod upgrade;
 mod workloads;
 
 use gossamer_tests::cluster::{self, Cluster};
@@ -39,11 +43,18 @@ const TOGETHER: &[Test] = &[
     ("unmeshed_clients_and_servers_keep_working", unmeshed::unmeshed_clients_and_servers_keep_working),
     ("every_kind_of_workload_gets_a_proxy", workloads::every_kind_of_workload_gets_a_proxy),
     ("the_proxy_gives_its_privileges_away", workloads::the_proxy_gives_its_privileges_away),
+    ("yaml_is_injected_and_uninjected", inject::yaml_is_injected_and_uninjected),
+    ("a_tcp_probe_fails_where_nobody_listens", probes::a_tcp_probe_fails_where_nobody_listens),
     ("a_job_completes", jobs::a_job_completes),
     ("a_server_that_speaks_first_is_heard_at_once", cost::a_server_that_speaks_first_is_heard_at_once),
     ("a_canary_gets_its_share", routes::a_canary_gets_its_share),
     ("requests_are_routed_by_header", routes::requests_are_routed_by_header),
     ("service_accounts_are_allowed_denied_and_audited", authorization::service_accounts_are_allowed_denied_and_audited),
+    ("traffic_is_seen_as_it_is", live::traffic_is_seen_as_it_is),
+    ("nobody_else_can_tap", live::nobody_else_can_tap),
+    ("who_may_is_told_with_the_object_that_decides", live::who_may_is_told_with_the_object_that_decides),
+    ("the_control_plane_says_what_it_tells_proxies", live::the_control_plane_says_what_it_tells_proxies),
+    ("without_a_right_it_is_named", live::without_a_right_it_is_named),
     ("a_rolling_update_fails_nothing", rollout::a_rolling_update_fails_nothing),
     ("deleted_pods_fail_nothing", rollout::deleted_pods_fail_nothing),
 ];
@@ -54,6 +65,8 @@ const ALONE: &[Test] = &[
     ("check_finds_what_is_wrong", check::check_finds_what_is_wrong),
     ("gateway_api_conformance", conformance::gateway_api_conformance),
     ("a_new_root_fails_nothing", root_rotation::a_new_root_fails_nothing),
+    ("an_issuer_of_cert_manager_is_taken_over", root_rotation::an_issuer_of_cert_manager_is_taken_over),
+    ("an_upgrade_keeps_what_was_set", upgrade::an_upgrade_keeps_what_was_set),
     ("without_a_control_plane_nothing_fails", control_plane_gone::without_a_control_plane_nothing_fails),
     ("restarted_daemons_fail_nothing", restarts::restarted_daemons_fail_nothing),
 ];

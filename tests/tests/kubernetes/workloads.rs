@@ -46,13 +46,7 @@ pub(crate) fn the_proxy_gives_its_privileges_away(cluster: &Cluster) {
     let space = cluster.namespace("privilege", true);
     space.client("shop");
     space.ready(&["shop"]);
-    // A look from the node: the proxy's image has no shell and no other program.
-    space.apply(
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: look, namespace: NS, annotations: {gossamer.io/inject: disabled}}\n\
-         spec:\n  hostPID: true\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
-         - {name: main, image: 'mesh-test/probe:1', args: [sleep], securityContext: {privileged: true}}\n",
-    );
-    space.ready(&["look"]);
+    space.look();
     let output = ok(space.probe("look", &["processes", "gossamer-proxy"]));
     let found = text(&output.stdout);
     assert!(!found.is_empty());

@@ -1,12 +1,15 @@
 //! How a proxy ends: it finishes what it has, takes nothing new, and does not linger.
 
-use crate::http_pair;
-use gossamer_tests::app::channel;
-use gossamer_tests::client::{H1, H2, Raw, get_request, grpc_request};
+use crate::{WEB, http_pair};
+use gossamer_tests::app::{self, channel};
+use gossamer_tests::client::{H1, H2, Raw, get_request, grpc_request, post_request};
 use gossamer_tests::expect::{becomes, eventually, within};
+use gossamer_tests::loopback;
+use gossamer_tests::mesh::{Mesh, program};
 use http_body_util::BodyExt;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn requests_in_flight_are_finished_and_the_exit_code_is_0() {
@@ -42,6 +45,43 @@ async fn a_stream_in_flight_is_finished() {
     assert_eq!(trailers["grpc-status"], "0");
     assert_eq!(pair.shop.ended().await.code(), Some(0));
     assert_eq!(pair.web.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn its_admin_page_ends_it_as_a_signal_does() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let mut shop = mesh.workload("shop").calls(WEB).set("admin-shutdown", "enabled").start().await;
+    let entry = shop.to(WEB);
+    let slow = tokio::spawn(async move { H1::connect(entry).await.send(get_request("web", "/slow/500")).await });
+    becomes(1, || async { app.count() }).await;
+    let answer = H1::connect(shop.admin()).await.send(post_request("proxy", "/shutdown", "")).await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(slow.await.unwrap().unwrap().text(), "slow\n");
+    assert_eq!(shop.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_in_one_line() {
+    let ip = loopback::address();
+    let other = TcpListener::bind((ip, 0)).await.unwrap();
+    let taken = other.local_addr().unwrap();
+    let free = SocketAddr::from((ip, 0)).to_string();
+    let mut command = tokio::process::Command::new(program());
+    command.arg("proxy").env_clear().stdin(std::process::Stdio::null()).kill_on_drop(true);
+    command.env("MESH_ADMIN_LISTEN", taken.to_string());
+    for listener in ["MESH_OUTBOUND_LISTEN", "MESH_INBOUND_LISTEN", "MESH_TAP_LISTEN"] {
+        command.env(listener, &free);
+    }
+    // Neither for a certificate nor for anything else does it wait first.
+    let output = within("its end", command.output()).await.unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), words.lines().count()), (Some(1), 1), "{words}");
+    assert!(
+        words.contains(&format!("cannot listen on {taken}; is another process using port {}?", taken.port())),
+        "{words}"
+    );
 }
 
 #[tokio::test]

@@ -286,3 +286,26 @@ spec:
     let answer = shop.get("/").await;
     assert_eq!((answer.status, answer.reason()), (418, "injected"), "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_backend_of_a_route_has_filters_of_its_own() {
+    let route = |kind: &str, part: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: mirror, namespace: test }}\n\
+             spec:\n  parentRefs: [{{ group: '', kind: Service, name: web, port: 8080 }}]\n  rules:\n    \
+             - matches: [{part}]\n      backendRefs:\n        - name: web\n          port: 8080\n          filters:\n            \
+             - {{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: shadow, port: 8080 }} }} }}\n            \
+             - {{ type: ResponseHeaderModifier, responseHeaderModifier: {{ set: [{{ name: x-served, value: mesh }}] }} }}\n"
+        )
+    };
+    let http = shop(&route("HTTPRoute", "{ path: { type: PathPrefix, value: / } }")).await;
+    let answer = http.get("/one").await;
+    assert_eq!((answer.header("x-app"), answer.header("x-served")), ("web", "mesh"), "{answer:?}");
+    becomes(1, || async { http.shadow.count() }).await;
+    becomes(1.0, || http.mirrored("same")).await;
+
+    let grpc = shop(&route("GRPCRoute", "{ method: { service: shop.Orders } }")).await;
+    let answer = H2::connect(grpc.shop.to(WEB)).await.grpc("web", "/shop.Orders/echo", b"x").await;
+    assert_eq!((answer.header("x-served"), answer.grpc()), ("mesh", Some(0)), "{answer:?}");
+    becomes(1, || async { grpc.shadow.count() }).await;
+}

@@ -1,13 +1,14 @@
 //! HTTP/2 and gRPC through a pair of proxies.
 
-use crate::http_pair;
+use crate::{Pair, http_pair};
 use futures_util::future::join_all;
-use gossamer_tests::app::{FLOOD, channel, empty, full};
+use gossamer_tests::app::{self, FLOOD, channel, empty, full};
 use gossamer_tests::client::{H2, grpc_frame, grpc_request};
 use gossamer_tests::expect::{becomes, eventually, within};
 use http::Request;
 use http_body_util::BodyExt;
 use std::cell::Cell;
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_unary_call_has_its_trailers() {
@@ -61,6 +62,56 @@ async fn a_reset_of_the_workload_reaches_the_client() {
     let error = client.send(Request::post("http://web/drop").body(empty()).unwrap()).await.unwrap();
     assert_eq!((error.status, error.reason()), (502, "upstream"), "{error:?}");
     assert_eq!(client.get("web", "/bytes/1").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_workload_that_says_goodbye_loses_no_request() {
+    let app = app::http("web").goodbye_after(7);
+    let pair = Pair::new(app.handler()).await;
+    let client = H2::connect(pair.entry()).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let client = client.clone();
+        // What may not be repeated, so only what nobody has taken is sent elsewhere.
+        calls.spawn(async move {
+            for n in 0..25 {
+                let answer = client.grpc("web", "/echo", b"x").await;
+                assert_eq!(answer.grpc(), Some(0), "{n}: {answer:?}");
+            }
+        });
+    }
+    within("all calls", calls.join_all()).await;
+    assert_eq!(app.count(), 200);
+    assert!(pair.web.apps[0].accepted() > 10, "{} connections", pair.web.apps[0].accepted());
+}
+
+#[tokio::test]
+async fn uploads_to_a_slow_reader_do_not_grow_memory() {
+    let (pair, _) = http_pair().await;
+    let client = H2::connect(pair.entry()).await;
+    client.get("web", "/bytes/1").await;
+    let before = (pair.shop.memory(), pair.web.memory());
+    let block = bytes::Bytes::from(vec![b'u'; 64 * 1024]);
+    let mut uploads = Vec::new();
+    let mut taken = 0;
+    for _ in 0..20 {
+        let (sender, body) = channel();
+        let client = client.clone();
+        // The workload never reads it.
+        let asked = tokio::spawn(async move { client.start(grpc_request("web", "/hang", body)).await });
+        // Until nobody takes more of it.
+        while tokio::time::timeout(Duration::from_millis(300), sender.data(block.clone())).await.is_ok() {
+            taken += block.len();
+            assert!(taken < 512 << 20, "somebody takes all of it");
+        }
+        uploads.push((sender, asked));
+    }
+    for (proxy, before) in [(&pair.shop, before.0), (&pair.web, before.1)] {
+        let grown = proxy.memory().saturating_sub(before);
+        assert!(grown < 24 << 20, "{}: {} MiB after {} MiB of uploads", proxy.name, grown >> 20, taken >> 20);
+    }
+    // Others pass meanwhile.
+    assert_eq!(client.get("web", "/bytes/1000").await.body.len(), 1000);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A connection that would come back to the proxy is refused.
 
 use crate::http_pair;
-use gossamer_api::defaults::{INBOUND_PORT, OUTBOUND_PORT};
+use gossamer_api::defaults::{INBOUND_PORT, OUTBOUND_PORT, TAP_PORT};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_tests::client::{self, Raw};
 use gossamer_tests::expect::becomes;
@@ -34,9 +34,18 @@ async fn the_inbound_listener_is_no_destination_without_mesh_tls() {
 
 #[tokio::test]
 async fn the_inbound_listener_is_no_destination_within_mesh_tls() {
+    refused_within_mesh_tls(INBOUND_PORT).await;
+}
+
+#[tokio::test]
+async fn the_tap_api_is_no_destination_within_mesh_tls() {
+    refused_within_mesh_tls(TAP_PORT).await;
+}
+
+async fn refused_within_mesh_tls(port: u16) {
     let (pair, _) = http_pair().await;
     let config = pair.mesh.credentials("shop").client_config(&[ALPN_TRANSPORT]);
-    let mut io = client::meshed(pair.web.inbound(), config, &identity_of("web"), INBOUND_PORT, None).await.unwrap();
+    let mut io = client::meshed(pair.web.inbound(), config, &identity_of("web"), port, None).await.unwrap();
     let got = client::rest(&mut io).await;
     assert!(got.is_err() || got.is_ok_and(|bytes| bytes.is_empty()));
     becomes(1.0, || loops(&pair.web, "inbound")).await;

@@ -265,6 +265,26 @@ async fn without_a_certificate_nothing_is_sent_and_the_proxy_is_not_ready() {
         .await;
 }
 
+#[tokio::test]
+async fn a_token_of_somebody_else_is_refused_and_both_logs_say_why() {
+    let mesh = Mesh::apart().await;
+    let wanted = identity_of("admin").to_string();
+    let thief = mesh.workload("thief").calls(WEB).set("local-identity", &wanted).start_unready().await;
+    let why = gossamer_tests::expect::eventually("the control plane's log says why", || async {
+        let log = mesh.log();
+        let (_, line) = log.split_once("certificate refused: ")?;
+        Some(line.lines().next()?.split(" identity=").next()?.to_string())
+    })
+    .await;
+    assert!(!why.is_empty() && mesh.log().contains(&wanted), "{}", mesh.log());
+    gossamer_tests::expect::eventually("the proxy's log says why", || async {
+        thief.log().contains(&why).then_some(())
+    })
+    .await;
+    let ready = client::get(thief.admin(), "proxy", "/ready").await;
+    assert_eq!(ready.status, 503, "{ready:?}");
+}
+
 /// A client that does not care whom it talks to.
 #[derive(Debug)]
 struct TrustsAnybody;

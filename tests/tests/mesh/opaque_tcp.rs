@@ -110,6 +110,21 @@ async fn a_client_that_speaks_http_late_is_served_as_http() {
     assert_eq!(pair.shop.metrics().await.sum("request_total", &[("direction", "outbound")]), 1.0);
 }
 
+/// Redis, as an example of the ports where servers are known to speak first: nobody has to declare them.
+#[tokio::test]
+async fn a_well_known_port_is_not_looked_at() {
+    let mesh = Mesh::start().await;
+    let _cache = mesh.workload("cache").serve(6379, app::echo()).start().await;
+    let shop = mesh.workload("shop").calls("cache:6379").start().await;
+    let mut raw = Raw::connect(shop.to("cache:6379")).await;
+    // What would wait for its rest if it were looked at, and be refused if it were HTTP.
+    for bytes in ["GET key", "PRI * HTTP/2.0\r\n", "\x16\x03\x01\x02\x00"] {
+        raw.send(bytes).await;
+        assert_eq!(raw.exactly(bytes.len()).await, bytes);
+    }
+    assert_eq!(shop.metrics().await.sum("request_total", &[("direction", "outbound")]), 0.0);
+}
+
 #[tokio::test]
 async fn a_port_declared_opaque_is_not_looked_at() {
     let mesh = Mesh::start().await;

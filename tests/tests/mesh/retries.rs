@@ -66,10 +66,42 @@ async fn a_body_too_large_to_keep_is_sent_once() {
 }
 
 #[tokio::test]
+async fn a_grpc_call_is_known_by_its_content_type() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    // Nothing is said about what the port speaks.
+    let spec = mesh.workload("web").serve(8080, app.handler()).annotate("retry.gossamer.io/grpc", "unavailable");
+    let _web = spec.start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    let client = H2::connect(shop.to(WEB)).await;
+    let answer = client.grpc("web", "/unavailable/1", b"x").await;
+    assert_eq!((answer.grpc(), app.count()), (Some(0), 2), "{answer:?}");
+    let answer = H1::connect(shop.to(WEB)).await.send(post_request("web", "/fail/1", "x")).await.unwrap();
+    assert_eq!((answer.status, app.count()), (503, 3), "other requests are as they were");
+}
+
+#[tokio::test]
 async fn a_grpc_call_is_tried_again_where_the_service_says_so() {
     let (_mesh, _web, shop, app) = annotated(&[("retry.gossamer.io/grpc", "unavailable")]).await;
     let answer = H2::connect(shop.to(WEB)).await.grpc("web", "/unavailable/1", b"x").await;
     assert_eq!((answer.grpc(), app.count()), (Some(0), 2), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_service_whose_only_endpoint_refuses_fails_within_a_second_and_says_why() {
+    let mesh = Mesh::start().await;
+    let _gone = mesh.workload("web").port(8080).unmeshed().start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    let mut client = H1::connect(shop.to(WEB)).await;
+    let start = std::time::Instant::now();
+    let answer = client.send(post_request("web", "/", "x")).await.unwrap();
+    let took = start.elapsed();
+    assert_eq!((answer.status, answer.reason()), (502, "connect"), "{answer:?}");
+    assert!(took < std::time::Duration::from_millis(1900), "{took:?}");
+    let start = std::time::Instant::now();
+    let answer = client.send(post_request("web", "/", "x")).await.unwrap();
+    assert!(start.elapsed() < std::time::Duration::from_millis(900), "the next one waits for nothing");
+    assert!(answer.header("l5d-proxy-error").contains("refused"), "{answer:?}");
 }
 
 /// Nothing was sent yet, so even a POST may go elsewhere.

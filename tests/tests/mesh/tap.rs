@@ -1,14 +1,17 @@
 //! The tap API: live requests, matched, with their headers where asked for, bounded.
 
-use crate::{Pair, http_pair};
+use crate::{Pair, WEB, http_pair};
+use gossamer_tests::app;
 use gossamer_tests::client::{H1, post_request};
-use gossamer_tests::expect::within;
+use gossamer_tests::expect::{eventually, within};
+use gossamer_tests::mesh::Mesh;
 use linkerd2_proxy_api::tap::observe_request::r#match::{self as wanted, http as http_wanted};
 use linkerd2_proxy_api::tap::observe_request::{Extract, Match, extract};
 use linkerd2_proxy_api::tap::tap_client::TapClient;
 use linkerd2_proxy_api::tap::tap_event::http::{Event, RequestInit, ResponseInit};
 use linkerd2_proxy_api::tap::tap_event::{self, ProxyDirection};
 use linkerd2_proxy_api::tap::{ObserveRequest, TapEvent};
+use serde_json::Value;
 use std::net::SocketAddr;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -94,6 +97,29 @@ async fn tap_all(pair: &Pair, events: &mut Streaming<TapEvent>, requests: usize)
 }
 
 #[tokio::test]
+async fn a_session_sees_no_more_per_second_than_it_asked_for() {
+    let (pair, app) = http_pair().await;
+    let channel = Channel::from_shared(format!("http://{}", pair.shop.tap())).unwrap().connect().await.unwrap();
+    let mut request =
+        tonic::Request::new(ObserveRequest { limit: 100_000, r#match: Some(path_prefix("/")), extract: None });
+    request.metadata_mut().insert("max-rps", "10".parse().unwrap());
+    let mut events = TapClient::new(channel).observe(request).await.unwrap().into_inner();
+    let mut client = H1::connect(pair.entry()).await;
+    let start = std::time::Instant::now();
+    for _ in 0..500 {
+        assert_eq!(client.send(post_request("web", "/bytes/1", "x")).await.unwrap().status, 200);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let mut seen = 0;
+    while let Ok(Ok(Some(event))) = tokio::time::timeout(std::time::Duration::from_millis(500), events.message()).await
+    {
+        let Some(tap_event::Event::Http(http)) = event.event else { continue };
+        seen += usize::from(matches!(http.event, Some(Event::RequestInit(_))));
+    }
+    assert!(seen >= 10 && (seen as f64) <= 10.0 * (seconds + 2.0), "{seen} of {} in {seconds} s", app.count());
+}
+
+#[tokio::test]
 async fn a_reader_that_stands_still_delays_no_request() {
     let (pair, app) = http_pair().await;
     let request = ObserveRequest { limit: 100_000, r#match: Some(path_prefix("/")), extract: Some(headers()) };
@@ -105,4 +131,52 @@ async fn a_reader_that_stands_still_delays_no_request() {
         assert_eq!(client.send(request).await.unwrap().status, 200);
     }
     assert_eq!(app.count(), 300);
+}
+
+const ONLY_FRIENDS: &str = r#"
+apiVersion: policy.gossamer.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: only-friends, namespace: test }
+spec: { service: web, from: [{ serviceAccounts: [{ name: friend }] }] }
+"#;
+
+/// Header, metric, access log and tap; and the object that has decided.
+#[tokio::test]
+async fn a_refusal_has_one_word_everywhere() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let web = mesh.workload("web").serve(8080, app.handler()).set("access-log", "json").set("log-format", "json");
+    let web = web.start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    mesh.apply("only-friends.yaml", ONLY_FRIENDS);
+    let mut client = H1::connect(shop.to(WEB)).await;
+    eventually("the policy is known", || async {
+        let status = H1::connect(shop.to(WEB)).await.send(post_request("web", "/other", "x")).await.ok()?.status;
+        (status == 403).then_some(())
+    })
+    .await;
+    let before = web.metrics().await.sum("inbound_http_errors_total", &[("error", "denied")]);
+    let served = app.count();
+    let request = ObserveRequest { limit: 10, r#match: Some(path_prefix("/secret")), extract: Some(headers()) };
+    let mut events = observe(web.tap(), request).await;
+    let answer = client.send(post_request("web", "/secret", "x")).await.unwrap();
+    assert_eq!((answer.status, answer.reason(), app.count()), (403, "denied", served), "{answer:?}");
+    assert!(answer.header("l5d-proxy-error").contains("only-friends"), "{answer:?}");
+
+    let (_, init) = next(&mut events).await;
+    assert!(matches!(init, Event::RequestInit(_)), "{init:?}");
+    let (_, init) = next(&mut events).await;
+    let Event::ResponseInit(ResponseInit { http_status, headers, .. }) = init else { panic!("{init:?}") };
+    let told = header(&headers, "l5d-proxy-error").unwrap_or_default();
+    assert!(http_status == 403 && told.starts_with("denied"), "{http_status} {told:?}");
+
+    let metrics = web.metrics().await;
+    assert_eq!(metrics.sum("inbound_http_errors_total", &[("error", "denied")]), before + 1.0, "{}", metrics.text);
+    eventually("the line of the access log", || async {
+        let log = web.log();
+        // Every line is JSON, those of the proxy itself as well.
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
+        lines.filter(|line| line["path"] == "/secret").find(|line| line["reason"] == "denied" && line["status"] == 403)
+    })
+    .await;
 }

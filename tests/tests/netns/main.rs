@@ -6,7 +6,10 @@
 use gossamer_tests::mesh::program;
 use serde_json::Value;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -124,6 +127,87 @@ fn a_server_that_speaks_first_needs_no_setting() {
     let took = mesh.eventually(&["greet", "mail", "2525"]);
     let seconds: f64 = took.trim().parse().unwrap();
     assert!(seconds < 1.0, "{seconds} s");
+}
+
+/// A service of this machine itself, which is in no mesh.
+#[test]
+fn a_program_reaches_the_machine_outside() {
+    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = outside.local_addr().unwrap().port().to_string();
+    std::thread::spawn(move || {
+        for mut io in outside.incoming().flatten() {
+            // The whole request, or the reset of what is unread would overtake the answer.
+            let mut head = Vec::new();
+            let mut block = [0; 1024];
+            while !head.ends_with(b"\r\n\r\n") {
+                match io.read(&mut block) {
+                    Ok(count @ 1..) => head.extend_from_slice(&block[..count]),
+                    _ => break,
+                }
+            }
+            let _ = io.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 8\r\n\r\noutside!");
+        }
+    });
+    let mesh = Mesh::new("outside");
+    let answer = mesh.eventually(&["get", "host.mesh.internal", &port, "4"]);
+    assert!(answer.contains(" 200 ") && answer.trim_end().ends_with("outside!"), "{answer}");
+    // What nobody serves there fails, and at once.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let start = Instant::now();
+    let answer = mesh.client(&["get", "host.mesh.internal", &closed, "4"]);
+    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(!text.contains(" 200 ") && start.elapsed() < Duration::from_secs(10), "{text}");
+}
+
+/// In a user namespace of its own the switch is the test's, and root without capabilities is an ordinary user.
+#[test]
+fn where_private_networks_are_forbidden_it_says_what_to_do() {
+    let mesh = Mesh::new("forbidden");
+    let script = "echo 0 >/proc/sys/user/max_user_namespaces && \
+                  exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(program());
+    command.args(["run", "web", "--port", "8080", "--", "true"]);
+    command.env("MESHCTL_MESH", &mesh.name).env("XDG_RUNTIME_DIR", mesh.folder.path());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    for expected in ["not allowed here", "sudo sysctl -w user.max_user_namespaces=10000", "or use sudo", "MESH_FORWARD"]
+    {
+        assert!(words.contains(expected), "{expected:?} in {words}");
+    }
+}
+
+/// Everything above once more without privileges, where this is root.
+#[test]
+fn an_ordinary_user_needs_no_privilege() {
+    const UID: u32 = 65_534;
+    // Only root can become somebody else; for everybody else all other tests here are this one.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // A copy: the checkout may be where only root may look.
+    let folder = tempfile::Builder::new().prefix("mesh-user-").tempdir().unwrap();
+    let open = |path: &std::path::Path| fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    open(folder.path());
+    let copy = |from: &std::path::Path, name: &str| {
+        let to = folder.path().join(name);
+        fs::copy(from, &to).unwrap();
+        open(&to);
+        to
+    };
+    copy(&program(), "mesh");
+    copy(&program().with_file_name("probe"), "probe");
+    let tests = copy(&std::env::current_exe().unwrap(), "tests");
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(UID), Some(UID)).unwrap();
+    let mut command = Command::new(&tests);
+    command.args(["--skip", "an_ordinary_user"]).uid(UID).gid(UID).env("HOME", &home).env("TMPDIR", &home);
+    let output = command.current_dir(&home).stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    assert!(out.contains("6 passed; 0 failed"), "{out}");
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 mod grpc_interop;
 mod h2spec;
+mod linkerd;
+mod nats;
 mod promtool;
 mod spiffe;
 mod tools;

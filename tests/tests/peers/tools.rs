@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** under CI a peer that is missing fails its test; elsewhere it is skipped, and said so.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Mutex;
@@ -38,8 +39,13 @@ pub(crate) fn installed(name: &str) -> Option<PathBuf> {
 /// Fails under CI; otherwise says that nothing was tested.
 pub(crate) fn missing(name: &str, why: &str) -> Option<PathBuf> {
     assert!(std::env::var_os("CI").is_none(), "{name} can't be had: {why}");
-    eprintln!("SKIPPED: {name} can't be had: {why}");
+    skipped(name, why);
     None
+}
+
+/// Not by a macro, whose words are only shown when a test fails.
+pub(crate) fn skipped(name: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {name}: {why}");
 }
 
 /// Runs a program to its end and shows what it said if it fails.
