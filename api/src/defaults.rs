@@ -116,6 +116,8 @@ pub const QUEUE_FAILFAST: Duration = Duration::from_secs(3);
 /// How long they may when every endpoint has just refused: long enough for a process that is restarted, short enough for
 /// the reason to reach whoever waits.
 pub const REFUSED_FAILFAST: Duration = Duration::from_secs(1);
+/// How long they may after the last endpoint went. A kubelet that is started anew calls all of its pods unready for a moment.
+pub const EMPTIED_FAILFAST: Duration = Duration::from_secs(1);
 /// Failures in a row that eject an endpoint. Source: Linkerd failure accrual (7); there it is off by default.
 pub const BREAKER_MAX_FAILURES: u32 = 7;
 /// First probation. Source: Linkerd.

@@ -73,6 +73,8 @@ pub struct Balancer {
     failing: Cell<Option<(Instant, Instant)>>,
     /// What the endpoint said that refused last.
     refusal: RefCell<LastRefusal>,
+    /// When the last endpoint went.
+    emptied: Cell<Option<Instant>>,
 }
 
 enum State {
@@ -97,6 +99,7 @@ impl Balancer {
             waiting: Cell::new(0),
             failing: Cell::new(None),
             refusal: RefCell::default(),
+            emptied: Cell::new(None),
         }
     }
 
@@ -170,6 +173,9 @@ impl Balancer {
         endpoints.shrink_to_fit();
         // What is gone finishes what it has in flight.
         known.values().for_each(|endpoint| endpoint.pool.close());
+        if endpoints.is_empty() && matches!(*self.state.borrow(), State::Ready) {
+            self.emptied.set(Some(now));
+        }
         *self.state.borrow_mut() = if endpoints.is_empty() { State::Empty } else { State::Ready };
         self.shown.endpoints(endpoints.len());
         *self.endpoints.borrow_mut() = endpoints;
@@ -239,7 +245,10 @@ impl Balancer {
             let now = Instant::now();
             let changed = self.changed.notified();
             let (until, wait) = match &*self.state.borrow() {
-                State::Empty => return Err(Error::NoEndpoints(self.authority.clone())),
+                State::Empty => match self.emptied.get().map(|at| at + defaults::EMPTIED_FAILFAST) {
+                    Some(until) if now < until => (until, None),
+                    _ => return Err(Error::NoEndpoints(self.authority.clone())),
+                },
                 State::Failed(reason) => return Err(Error::Discovery(self.authority.clone(), reason.clone())),
                 State::Pending => (started + defaults::DISCOVERY_TIMEOUT + Duration::from_millis(50), None),
                 State::Ready => {

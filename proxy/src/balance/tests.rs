@@ -198,3 +198,25 @@ async fn the_queue_is_bounded() {
     assert!(matches!(balancer.ready(&[]).await, Err(Error::Overloaded(_))));
     assert!(first.await.is_ok(), "the endpoint's rest is shorter than the wait");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_last_endpoint_is_missed_for_a_moment() {
+    let nobody = || std::iter::empty::<Arc<Info>>();
+    let balancer = balancer(Rules::default(), &[A]);
+    balancer.set(nobody());
+    let started = Instant::now();
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        balancer.set([Arc::new(Info::new(B.parse().unwrap()))].into_iter());
+        balancer.changed.notify_waiters();
+    };
+    let (pick, ()) = tokio::join!(balancer.ready(&[]), back);
+    assert_eq!((pick.unwrap().info.addr, started.elapsed()), (B.parse().unwrap(), Duration::from_millis(300)));
+    balancer.set(nobody());
+    let started = Instant::now();
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::NoEndpoints(_))));
+    assert_eq!(started.elapsed(), defaults::EMPTIED_FAILFAST);
+    // Whoever comes later hears it at once.
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::NoEndpoints(_))));
+    assert_eq!(started.elapsed(), defaults::EMPTIED_FAILFAST);
+}

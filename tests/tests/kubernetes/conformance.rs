@@ -21,10 +21,12 @@ pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
         prepare.display()
     );
     let output = cluster.shell(&script);
-    // What it brought goes again, so that `uninstall` has only ours to remove.
+    // What it brought goes again, so that `uninstall` has only ours to remove. Gateway API's definitions are its own by now,
+    // and ours come back.
     let clean = "kubectl get ns -o name | grep gateway-conformance | xargs -r kubectl delete --wait=false
         kubectl delete crd -l '!app.kubernetes.io/part-of' --ignore-not-found
-        kubectl delete validatingadmissionpolicies,validatingadmissionpolicybindings --all";
+        kubectl delete validatingadmissionpolicies,validatingadmissionpolicybindings --all
+        meshctl upgrade | kubectl apply -f -";
     ok(cluster.shell(clean));
     let said = text(&output.stdout);
     let failed: Vec<_> = said.lines().filter(|line| line.trim_start().starts_with("--- FAIL")).collect();
