@@ -3,7 +3,8 @@
 //! Two workloads: `client` and `server`, as `meshctl run` would register them. The server has an authorization policy
 //! that names the client's identity, and the service has routes, so that nothing is measured with its work left out.
 
-use crate::network::{CONTROL, Pair};
+use crate::driver::Driver;
+use crate::network::{self, CONTROL, Pair};
 use crate::server::{BULK, GRPC, HTTP, HTTP2};
 use anyhow::{Context, Result, anyhow};
 use gossamer_api::defaults;
@@ -66,6 +67,7 @@ impl Control {
         let objects = folder.join("objects");
         std::fs::create_dir_all(&objects)?;
         std::fs::write(objects.join("bench.yaml"), OBJECTS)?;
+        std::fs::write(objects.join("services.yaml"), services())?;
         let pool = Pool::new("10.97.0.0/16".parse()?);
         let registry = Registry::new(Default::default(), Some(pool));
         let standalone = Standalone::new(registry.clone());
@@ -83,25 +85,38 @@ impl Control {
         Ok([client, server])
     }
 
-    fn register_one(&self, pair: &Pair, side: &str, ip: IpAddr) -> Result<Meshed> {
+    /// More endpoints of a pair's server, all of them its one proxy, for as long as the answer is held.
+    pub(crate) fn endpoints(&self, pair: &Pair, count: usize) -> Result<Vec<Registration>> {
+        (0..count).map(|number| self.endpoint(pair, "server", number + 1, pair.endpoint_ip(number).into())).collect()
+    }
+
+    fn endpoint(&self, pair: &Pair, side: &str, number: usize, ip: IpAddr) -> Result<Registration> {
         // Every pair has a service of its own.
-        let (name, replica) = (format!("{side}-{}", pair.name), format!("{side}-{}-0", pair.name));
+        let (name, replica) = (format!("{side}-{}", pair.name), format!("{side}-{}-{number}", pair.name));
         let port = |port: u16, name: &str| PortSpec { port, name: name.into(), app_protocol: String::new() };
         let ports = match side {
             "server" => vec![port(HTTP, "http"), port(HTTP2, "http2"), port(GRPC, "grpc"), port(BULK, "tcp")],
             _ => Vec::new(),
         };
-        let registration = self.standalone.register(WorkloadSpec {
+        // The many services are for the first one only: else each would have as many endpoints.
+        let own = if number == 0 { format!("{side}-{}", pair.number) } else { String::new() };
+        let labels = [("side", side.to_string()), ("pair", own)];
+        Ok(self.standalone.register(WorkloadSpec {
             namespace: NAMESPACE.into(),
             name,
-            replica: replica.clone(),
+            replica,
             ip,
             other_ips: Vec::new(),
             ports,
-            labels: [("side".to_string(), side.to_string())].into(),
+            labels: labels.map(|(name, value)| (name.to_string(), value)).into(),
             annotations: [(format!("{}/opaque-ports", gossamer_api::keys::CONFIG_PREFIX), BULK.to_string())].into(),
             meshed: true,
-        })?;
+        })?)
+    }
+
+    fn register_one(&self, pair: &Pair, side: &str, ip: IpAddr) -> Result<Meshed> {
+        let replica = format!("{side}-{}-0", pair.name);
+        let registration = self.endpoint(pair, side, 0, ip)?;
         let identity = registration.identity.clone().context("a meshed workload has an identity")?;
         let token = self.tokens.issue(&identity, None).map_err(|_| anyhow!("too many tokens"))?;
         let file = self.folder.join(format!("{replica}.token"));
@@ -143,7 +158,11 @@ impl Control {
         std::fs::create_dir_all(&folder)?;
         let key = rcgen::KeyPair::generate()?;
         let name = side.identity.to_string();
-        let request = rcgen::CertificateParams::new(vec![name.clone()])?.serialize_request(&key)?;
+        let mut params = rcgen::CertificateParams::new(vec![name.clone()])?;
+        // Else it would carry a name of the library's, which the identity service refuses.
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name.clone());
+        let request = params.serialize_request(&key)?;
         std::fs::write(folder.join("key.p8"), key.serialize_der())?;
         std::fs::write(folder.join("csr.der"), request.der())?;
         let (destination, workload) = (self.destination.to_string(), serde_json::to_string(&side.workload)?);
@@ -189,6 +208,24 @@ impl Drop for Control {
 
 fn account(name: &str, namespace: &str) -> Result<Identity> {
     Ok(Identity::service_account(name, namespace, defaults::CONTROL_NAMESPACE, defaults::TRUST_DOMAIN)?)
+}
+
+/// Services in use at once, in the row that has many.
+pub(crate) const SERVICES: usize = 200;
+
+/// Many services for the server of each pair.
+fn services() -> String {
+    let mut text = String::new();
+    for pair in 1..=Driver::ALL.len() {
+        for number in 0..SERVICES {
+            let address = network::service_ip(pair as u8, number);
+            text += &format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: many-{pair}-{number}, namespace: {NAMESPACE}}}\n\
+                 spec: {{clusterIP: {address}, ports: [{{name: http, port: {HTTP}}}], selector: {{pair: server-{pair}}}}}\n"
+            );
+        }
+    }
+    text
 }
 
 /// Only the namespace's own workloads may use the server, and only with a certificate.

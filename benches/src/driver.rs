@@ -3,7 +3,7 @@
 use crate::control::{Control, Meshed};
 use crate::network::{self, Pair};
 use crate::server::{BULK, GRPC, HTTP, HTTP2};
-use crate::{peers, process};
+use crate::{peers, process, workload};
 use anyhow::{Context, Result};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +42,11 @@ impl Driver {
         Driver::Gossamer,
         Driver::Linkerd,
     ];
+
+    /// True if it knows services and endpoints.
+    pub(crate) fn is_mesh(self) -> bool {
+        matches!(self, Driver::Gossamer | Driver::Linkerd)
+    }
 
     /// On the command line and in tables.
     pub(crate) fn name(self) -> &'static str {
@@ -133,6 +138,7 @@ impl Running {
             }
             Driver::Gossamer | Driver::Linkerd => {
                 let sides = control.register(&pair)?;
+                pair.add_endpoints(workload::ENDPOINTS - 1)?;
                 target = sides[1].service;
                 let mut commands =
                     on_both_sides(&pair, if driver == Driver::Linkerd { Path::new("setpriv") } else { binary });
@@ -190,6 +196,11 @@ impl Running {
     pub(crate) fn target(&self, port: u16) -> SocketAddr {
         debug_assert!([HTTP, HTTP2, GRPC, BULK].contains(&port));
         SocketAddr::new(self.target, port)
+    }
+
+    /// Where load goes that is spread over many services: the first of their addresses.
+    pub(crate) fn first_service(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((network::service_ip(self.pair.number, 0), port))
     }
 
     /// The load generator, in the client's namespace.

@@ -9,6 +9,7 @@ mod control;
 mod driver;
 mod load;
 mod memory;
+mod micro;
 mod network;
 mod peers;
 mod process;
@@ -58,6 +59,11 @@ pub(crate) struct Args {
 /// What the bench starts of itself.
 #[derive(Subcommand, Clone)]
 enum Role {
+    /// What the hot small parts cost in instructions; needs valgrind. Exits 3 when one costs more than it may.
+    Micro,
+    /// One of those parts, so many times.
+    #[command(hide = true)]
+    Part { name: String, rounds: u64 },
     /// The application behind the proxies.
     #[command(hide = true)]
     Serve,
@@ -80,6 +86,8 @@ fn main() -> Result<()> {
             let missed = runtime()?.block_on(rounds::run(&args))?;
             std::process::exit(if missed { 3 } else { 0 });
         }
+        Some(Role::Micro) => std::process::exit(if micro::run()? { 3 } else { 0 }),
+        Some(Role::Part { name, rounds }) => micro::part(name, *rounds),
         Some(Role::Serve) => runtime()?.block_on(server::run()),
         Some(Role::Relay(relay)) => runtime()?.block_on(relay::run(relay)),
         Some(Role::Load(load)) => {

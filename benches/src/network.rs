@@ -12,6 +12,11 @@ use std::process::{Command, Stdio};
 /// Where proxies find the control plane.
 pub(crate) const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 99, 255, 1);
 
+/// The address of one of many services of a pair.
+pub(crate) fn service_ip(pair: u8, number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 96, pair, number as u8 + 1)
+}
+
 const INSIDE: &str = "GOSSAMER_BENCH_PROXY";
 
 /// True in the process that [`enter`] has started.
@@ -93,6 +98,19 @@ impl Pair {
     /// The server's address.
     pub(crate) fn server_ip(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 98, self.number, 2)
+    }
+
+    /// Another address of the server's, for one more endpoint. There are 65,000.
+    pub(crate) fn endpoint_ip(&self, number: usize) -> Ipv4Addr {
+        let [high, low] = (number as u16 + 1).to_be_bytes();
+        Ipv4Addr::new(10, 100 + self.number, high, low)
+    }
+
+    /// Gives the server as many further addresses.
+    pub(crate) fn add_endpoints(&self, count: usize) -> Result<()> {
+        let lines: String =
+            (0..count).map(|number| format!("addr add {}/32 dev eth0\n", self.endpoint_ip(number))).collect();
+        shell(&format!("ip -n {} -batch - <<'END'\n{lines}END", self.server()))
     }
 
     /// Where the bench reaches something in the server's namespace.

@@ -2,12 +2,13 @@
 //!
 //! The machine's speed drifts within minutes, so that a figure only means something beside those of the same round.
 
+use crate::control::Control;
 use crate::driver::{self, Driver, Running};
 use crate::load::Figures;
 use crate::memory::{self, Footprint};
 use crate::peers::Certificates;
 use crate::workload::{self, Unit, Workload};
-use crate::{Args, control, network, process, report};
+use crate::{Args, network, process, report};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -55,7 +56,7 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
     let folder = tempfile::Builder::new().prefix("gossamer-bench-").tempdir()?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     Certificates::make(folder.path())?;
-    let control = control::Control::start(folder.path()).await?;
+    let control = Control::start(folder.path()).await?;
     let (rounds, ms) = if args.quick { (1, 1000) } else { (3, 2000) };
     let (rounds, ms) = (args.rounds.unwrap_or(rounds), args.ms.unwrap_or(ms));
     let mut results = Results::default();
@@ -92,7 +93,10 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
             // Another first one each time: what comes after what must not matter.
             for i in 0..running.len() {
                 let pair = &running[(i + round) % running.len()];
-                let sample = match undisturbed(pair, workload, ms).await {
+                if workload.needs_mesh() && !pair.driver.is_mesh() {
+                    continue;
+                }
+                let sample = match prepared(&control, pair, workload, ms).await {
                     Ok(sample) => Some(sample),
                     Err(error) => {
                         results.failures.push(format!("{}, {}: {error:#}", workload.title, pair.driver));
@@ -124,6 +128,12 @@ fn wanted(args: &Args, name: &str) -> bool {
     args.only.is_empty() || args.only.iter().any(|only| only == name)
 }
 
+/// With as many endpoints as the workload wants, all of which are connected to before it counts.
+async fn prepared(control: &Control, pair: &Running, workload: &Workload, ms: u64) -> Result<Sample> {
+    let _held = control.endpoints(&pair.pair, workload.endpoints - 1)?;
+    undisturbed(pair, workload, ms).await
+}
+
 /// A disturbed measurement is tried again; the last one counts, and says so.
 async fn undisturbed(pair: &Running, workload: &Workload, ms: u64) -> Result<Sample> {
     let mut sample = measure(pair, workload, ms).await?;
@@ -140,9 +150,11 @@ async fn undisturbed(pair: &Running, workload: &Workload, ms: u64) -> Result<Sam
 pub(crate) async fn measure(pair: &Running, workload: &Workload, ms: u64) -> Result<Sample> {
     let mut load = pair.load()?;
     let kind = clap::ValueEnum::to_possible_value(&workload.kind).context("every kind has a name")?;
-    load.args(["--kind", kind.get_name(), "--target", &pair.target(workload.port).to_string()]);
+    let target = if workload.services > 1 { pair.first_service(workload.port) } else { pair.target(workload.port) };
+    load.args(["--kind", kind.get_name(), "--target", &target.to_string(), "--spread", &workload.services.to_string()]);
+    let warm = if workload.needs_mesh() { 3000 } else { 300 };
     load.args(["--connections", &workload.connections.to_string(), "--path", workload.path]);
-    load.args(["--rate", &workload.rate.max(1).to_string(), "--ms", &ms.to_string(), "--warm-ms", "300"]);
+    load.args(["--rate", &workload.rate.max(1).to_string(), "--ms", &ms.to_string(), "--warm-ms", &warm.to_string()]);
     let mut load = load.spawn()?;
     let own = [load.id().context("the load has ended")?, pair.server, std::process::id()];
     let mut lines = BufReader::new(load.stdout.take().context("piped")?).lines();

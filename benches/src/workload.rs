@@ -1,5 +1,6 @@
 //! What the drivers are put through.
 
+use crate::control::SERVICES;
 use crate::load::Kind;
 use crate::server::{BULK, GRPC, HTTP, HTTP2};
 
@@ -24,7 +25,21 @@ pub(crate) struct Workload {
     pub quick: bool,
     /// What the cost is counted in.
     pub unit: Unit,
+    /// Services that the connections are spread over. Like endpoints, more than one is for meshes only.
+    pub services: usize,
+    /// Endpoints of the service.
+    pub endpoints: usize,
 }
+
+impl Workload {
+    /// True where only a mesh can be measured.
+    pub(crate) fn needs_mesh(&self) -> bool {
+        self.services > 1 || self.endpoints > 1
+    }
+}
+
+/// Endpoints of the row that has many.
+pub(crate) const ENDPOINTS: usize = 500;
 
 /// What the cost is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +60,12 @@ const HTTP1: Workload = Workload {
     rate: 0,
     quick: true,
     unit: Unit::Request,
+    services: 1,
+    endpoints: 1,
 };
 
 /// All rows.
-pub(crate) const ALL: [Workload; 11] = [
+pub(crate) const ALL: [Workload; 13] = [
     Workload { name: "h1-1", title: "HTTP/1.1, 1 connection", ..HTTP1 },
     Workload { name: "h1-32", title: "HTTP/1.1, 32 connections", connections: 32, ..HTTP1 },
     Workload { name: "h1-256", title: "HTTP/1.1, 256 connections", connections: 256, ..HTTP1 },
@@ -96,6 +113,22 @@ pub(crate) const ALL: [Workload; 11] = [
         port: BULK,
         connections: 4,
         unit: Unit::Gibibyte,
+        ..HTTP1
+    },
+    Workload {
+        name: "services-200",
+        title: "HTTP/1.1, 200 connections to 200 services",
+        connections: 200,
+        services: SERVICES,
+        quick: false,
+        ..HTTP1
+    },
+    Workload {
+        name: "endpoints-500",
+        title: "HTTP/1.1, 32 connections, 500 endpoints",
+        connections: 32,
+        endpoints: ENDPOINTS,
+        quick: false,
         ..HTTP1
     },
 ];

@@ -16,12 +16,13 @@ use crate::request::{Connection, Side, client_name, serve};
 use crate::shard::{Declared, PortPolicy, Shard};
 use crate::tcp;
 use bytes::{Bytes, BytesMut};
-use gossamer_api::defaults::{DETECT_BYTES, HANDSHAKE_TIMEOUT};
+use gossamer_api::defaults::{DETECT_BYTES, DISCOVERY_TIMEOUT, HANDSHAKE_TIMEOUT};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
-use gossamer_api::process::tls::{self, ClientAuth, peer_identity};
+use gossamer_api::process::tls::{self, ClientAuth, Credentials, peer_identity};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
@@ -87,7 +88,7 @@ async fn meshed(
     original: Option<SocketAddr>,
     local: SocketAddr,
 ) -> Lasting {
-    let Some(credentials) = usable(&shard.credentials) else {
+    let Some(credentials) = Box::pin(certificate(&shard)).await else {
         super::outbound::refuse(&shard, Direction::Inbound, &io, &Error::NoIdentity);
         return None;
     };
@@ -142,6 +143,23 @@ async fn meshed(
         return None;
     }
     spoken(shard, io.into(), first.freeze(), peer, client, target, spoken_as).await
+}
+
+/// Our certificate. A client that comes while the process has just started waits for it, for a moment.
+async fn certificate(shard: &Shard) -> Option<Arc<Credentials>> {
+    if let Some(credentials) = usable(&shard.credentials) {
+        return Some(credentials);
+    }
+    let mut published = shard.credentials.clone();
+    let wait = async {
+        while published.changed().await.is_ok() {
+            if let Some(credentials) = usable(&published) {
+                return Some(credentials);
+            }
+        }
+        None
+    };
+    timeout(DISCOVERY_TIMEOUT, wait).await.ok().flatten()
 }
 
 fn count(shard: &Shard, reason: &'static str) {

@@ -28,6 +28,7 @@ pub mod request;
 pub mod shard;
 pub mod tap;
 pub mod tcp;
+pub mod trim;
 
 use accept::Kind;
 use anyhow::{Context, Result};
@@ -51,6 +52,7 @@ use tokio_util::task::TaskTracker;
 ///
 /// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
 pub fn main() -> i32 {
+    without_huge_pages();
     with_config(serve)
 }
 
@@ -76,11 +78,26 @@ fn with_config(main: impl FnOnce(Config) -> Result<()>) -> i32 {
     }
 }
 
+/// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
+/// first 4 MiB would be resident from the start: three times what is needed at rest.
+fn without_huge_pages() {
+    use nix::sys::prctl;
+    use std::os::unix::process::CommandExt;
+    // A kernel without the call has no huge pages either; one that does not keep the setting must not make a loop.
+    if prctl::get_thp_disable() != Ok(false) || prctl::set_thp_disable(true).is_err() {
+        return;
+    }
+    let mut args = std::env::args_os();
+    if let (Ok(program), Some(name)) = (std::env::current_exe(), args.next())
+        && prctl::get_thp_disable() == Ok(true)
+    {
+        // Returns only if it failed: then it goes on, with more memory.
+        let _ = std::process::Command::new(program).arg0(name).args(args).exec();
+    }
+}
+
 /// What needs a privilege, in the only thread; then without any, everything else.
 fn serve(config: Config) -> Result<()> {
-    // The allocator asks for huge pages, which round every small arena up to 2 MiB: four times the memory at rest.
-    // A kernel without the call has no huge pages either.
-    let _ = nix::sys::prctl::set_thp_disable(true);
     let listeners = bind(&config)?;
     if config.redirect {
         redirect(&config).apply()?;
@@ -110,6 +127,8 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
     grpc::mark_sockets(config.mark);
     let credentials = control::identity::start(&config, &metrics, &stop)?;
     let control = control(&config, &credentials, &stop);
+    // So that the way to the control plane stands before the first connection comes.
+    drop(control.server(config.admin_listen.port()));
 
     let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
     stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));
@@ -169,6 +188,7 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
             accepting.spawn_local(accept::accept(shard.clone(), listener, kind, tasks.clone()));
         }
         let sweep = tokio::task::spawn_local(shard.clone().sweep());
+        let trim = tokio::task::spawn_local(trim::when_idle());
         shard.stop.stopping().await;
         accepting.close();
         accepting.wait().await;
@@ -178,6 +198,7 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
         }
         shard.close();
         sweep.abort();
+        trim.abort();
         Ok(())
     })
 }

@@ -331,3 +331,52 @@ impl Io for Stream {
         matches!(self.io, Kind::Tcp(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn accepted_connections_inherit_their_options() {
+        let listener = tokio::net::TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+        let dialed = dial(listener.local_addr().unwrap(), 0).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        for stream in [&dialed, &accepted] {
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), defaults::TCP_KEEPALIVE);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(defaults::TCP_USER_TIMEOUT));
+        }
+    }
+
+    #[tokio::test]
+    async fn reading_ahead_gives_every_byte_in_order() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut writer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (io, _) = listener.accept().await.unwrap();
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i * 7 / 3) as u8).collect();
+        let (first, rest) = sent.split_at(5);
+        let mut reader = ReadAhead::new(BytesMut::from(first), io);
+        let write = async {
+            writer.write_all(rest).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let read = async {
+            let mut got = Vec::new();
+            // As TLS does, and now and then less.
+            let mut piece = [0; 4096];
+            for at in 0.. {
+                let room = if at % 5 == 0 { 100 } else { piece.len() };
+                match reader.read(&mut piece[..room]).await.unwrap() {
+                    0 => break,
+                    count => got.extend_from_slice(&piece[..count]),
+                }
+            }
+            got
+        };
+        let ((), got) = tokio::join!(write, read);
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+        assert!(reader.ahead.is_empty() && !reader.borrowed, "no buffer is held at the end");
+    }
+}

@@ -106,6 +106,11 @@ impl Shard {
                 _ = tick.tick() => {}
                 () = self.stop.stopping() => return,
             }
+            gossamer_engine::buffer::sweep();
+            let mut heads = self.heads.borrow_mut();
+            let kept = heads.len() / 2;
+            heads.truncate(kept);
+            drop(heads);
             let now = Instant::now();
             self.destinations.borrow_mut().retain(|_, destination| {
                 let used = Rc::strong_count(destination) > 1;

@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** fail closed. What is published was verified, and is taken back when it ends.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,6 @@ use linkerd2_proxy_api::identity::CertifyRequest;
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -127,15 +127,16 @@ impl TrustAnchors {
 }
 
 impl Token {
-    async fn read(&self) -> Result<Vec<u8>, CertifyError> {
+    /// Not asynchronously: it is a kilobyte of a file in memory, and another thread would cost more than it takes.
+    fn read(&self) -> Result<Vec<u8>, CertifyError> {
         let path = match self {
             Token::Inline(token) => return Ok(token.clone().into_bytes()),
             Token::File(path) => path,
         };
         let failed = |error| CertifyError::TokenFile(path.display().to_string(), error);
         let mut token = Vec::new();
-        let file = tokio::fs::File::open(path).await.map_err(failed)?;
-        file.take(MAX_TOKEN_BYTES).read_to_end(&mut token).await.map_err(failed)?;
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(MAX_TOKEN_BYTES).read_to_end(&mut token).map_err(failed)?;
         match token.is_empty() {
             true => Err(failed(std::io::Error::other("it is empty"))),
             false => Ok(token),
@@ -295,7 +296,7 @@ impl Keeper {
 
     async fn certify(&mut self) -> Result<Credentials, CertifyError> {
         let identity = &self.config.identity;
-        let token = self.config.token.read().await?;
+        let token = self.config.token.read()?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([identity.to_string()])?;
         params.distinguished_name = DistinguishedName::new();

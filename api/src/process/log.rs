@@ -5,9 +5,10 @@
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub struct LogError(String);
 #[derive(Clone)]
 pub struct LogLevel {
     current: Arc<Mutex<String>>,
-    apply: Arc<dyn Fn(EnvFilter) -> Result<(), LogError> + Send + Sync>,
+    apply: Arc<dyn Fn(Targets) -> Result<(), LogError> + Send + Sync>,
 }
 
 impl LogLevel {
@@ -65,7 +66,7 @@ impl LogLevel {
 
 /// Sets up the process's logging. To be called once; a second call fails.
 pub fn init(format: Format, filter: &str) -> Result<LogLevel, LogError> {
-    let (layer, handle) = reload::Layer::<EnvFilter, Registry>::new(parse(filter)?);
+    let (layer, handle) = reload::Layer::<Targets, Registry>::new(parse(filter)?);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
     let lines = match format {
@@ -83,7 +84,7 @@ pub fn init(format: Format, filter: &str) -> Result<LogLevel, LogError> {
     })
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+fn parse(filter: &str) -> Result<Targets, LogError> {
     // A filter comes over the network as well; no sane one is longer.
     if filter.len() > MAX_FILTER_BYTES {
         return Err(LogError(format!("a log level has at most {MAX_FILTER_BYTES} bytes")));
@@ -91,7 +92,7 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     if filter.is_empty() {
         return Err(LogError("a log level is needed, e.g. info or warn,gossamer_proxy=debug".to_owned()));
     }
-    EnvFilter::try_new(filter).map_err(|error| LogError(format!("invalid log level {filter:?}: {error}")))
+    filter.parse::<Targets>().map_err(|error| LogError(format!("invalid log level {filter:?}: {error}")))
 }
 
 const MAX_FILTER_BYTES: usize = 1024;

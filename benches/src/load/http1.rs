@@ -2,7 +2,7 @@
 
 use super::State;
 use anyhow::{Context, Result, bail, ensure};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,8 +66,9 @@ fn parse(bytes: &[u8]) -> Result<Option<(u16, usize, usize)>> {
 
 /// Requests one after the other on every connection.
 pub(crate) async fn keep(state: &Rc<State>) -> Result<()> {
-    for _ in 0..state.args.connections {
-        let mut connection = Connection::open(state.args.target, &state.args.path, false).await?;
+    for number in 0..state.args.connections {
+        let target = nth(state.args.target, number % state.args.spread.max(1));
+        let mut connection = Connection::open(target, &state.args.path, false).await?;
         let state = state.clone();
         tokio::task::spawn_local(async move {
             while !state.stopping() {
@@ -80,6 +81,14 @@ pub(crate) async fn keep(state: &Rc<State>) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The address so many behind.
+fn nth(first: SocketAddr, number: usize) -> SocketAddr {
+    match first.ip() {
+        IpAddr::V4(ip) => SocketAddr::from((Ipv4Addr::from_bits(ip.to_bits() + number as u32), first.port())),
+        IpAddr::V6(_) => first,
+    }
 }
 
 /// A connection for every request.
@@ -112,13 +121,24 @@ pub(crate) async fn idle(state: &Rc<State>) -> Result<Vec<Connection>> {
     Ok(held)
 }
 
-/// Asks until there is an answer.
+/// Asks until there is an answer, again every few milliseconds: a connection that was tried before the redirection
+/// stood waits a second for its kernel to try again, and says nothing about the proxies.
 pub(crate) async fn first(target: SocketAddr) -> Result<()> {
+    let mut attempts = tokio::task::JoinSet::new();
+    let mut next = tokio::time::interval(AGAIN);
     loop {
-        let attempt = async { Connection::open(target, "/", true).await?.exchange().await };
-        if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), attempt).await {
-            return Ok(());
+        tokio::select! {
+            _ = next.tick() => if attempts.len() < ATTEMPTS {
+                attempts.spawn_local(async move {
+                    let attempt = async { Connection::open(target, "/", true).await?.exchange().await };
+                    tokio::time::timeout(Duration::from_secs(2), attempt).await?
+                });
+            },
+            Some(Ok(Ok(()))) = attempts.join_next() => return Ok(()),
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
+
+const AGAIN: Duration = Duration::from_millis(5);
+/// At the same moment.
+const ATTEMPTS: usize = 400;

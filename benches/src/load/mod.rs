@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Where.
     #[arg(long)]
     pub target: SocketAddr,
+    /// HTTP/1.1 connections go to so many addresses in turn, of which the target is the first.
+    #[arg(long, default_value_t = 1)]
+    pub spread: usize,
     /// Connections.
     #[arg(long, default_value_t = 1)]
     pub connections: usize,

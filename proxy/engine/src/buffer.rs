@@ -32,6 +32,24 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
 
+/// Gives half of what lies in wait back to the allocator. To be called every second or so: what is in use all the time
+/// is soon replaced, and after a burst nothing is left within seconds.
+pub fn sweep() {
+    let _ = POOL.try_with(|pool| {
+        let pool = &mut *pool.borrow_mut();
+        // The coldest first.
+        pool.small.drain(..pool.small.len().div_ceil(2));
+        pool.large.drain(..pool.large.len().div_ceil(2));
+        pool.write.drain(..pool.write.len().div_ceil(2));
+        for shelf in [&mut pool.small, &mut pool.large] {
+            if shelf.is_empty() {
+                *shelf = VecDeque::new();
+            }
+        }
+    });
+    crate::h2::sweep();
+}
+
 /// A buffer for reading, empty, with room for at least `size` bytes.
 pub fn take(size: usize) -> BytesMut {
     let pooled = POOL.try_with(|pool| {
@@ -110,6 +128,20 @@ mod tests {
         other.extend_from_slice(b"else");
         assert_eq!(&slice[..], b"kept");
         assert_ne!(other.as_ptr(), slice.as_ptr());
+    }
+
+    #[test]
+    fn what_lies_in_wait_goes_back() {
+        for _ in 0..10 {
+            give(BytesMut::with_capacity(SMALL), SMALL);
+            give(BytesMut::with_capacity(LARGE), LARGE);
+            give_write(Vec::with_capacity(SMALL));
+        }
+        let left = || POOL.with_borrow(|pool| (pool.small.len(), pool.large.len(), pool.write.len()));
+        sweep();
+        assert_eq!(left(), (5, 5, 5));
+        (0..3).for_each(|_| sweep());
+        assert_eq!(left(), (0, 0, 0));
     }
 
     #[test]

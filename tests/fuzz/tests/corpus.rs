@@ -1,5 +1,5 @@
 //! Every target on every toolchain: valid inputs, and thousands that are slightly wrong. `MESH_FUZZ_SECONDS` makes it longer
-//! than a second for each, and another `MESH_FUZZ_SEED` makes it other inputs. `tests/fuzz/run` searches with coverage.
+//! than a second for each, and another `MESH_FUZZ_SEED` makes it other inputs.
 
 #![allow(clippy::unwrap_used)]
 

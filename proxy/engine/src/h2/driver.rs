@@ -3,7 +3,6 @@
 //! A turn reads what is there and decodes all of it before any stream's task runs; those tasks then write into the
 //! out-buffer, and the driver's next turn, behind them in the run queue, writes their frames in one go.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io::IoSlice;
 use std::pin::{Pin, pin};
@@ -17,11 +16,12 @@ use tokio::time::{Instant, Sleep};
 use super::connection::{ABUSE_WINDOW, ALIVE_PING, Connection, OUT_LIMIT};
 use super::frame;
 use super::stream::Shared;
+use crate::buffer;
 use crate::error::Error;
 
 /// What one read asks for: four TLS records. Against two, large contents over TCP cost a quarter less CPU. More would
 /// let a chunk of a few KiB, which is a slice of this buffer, hold more memory than it has bytes.
-const READ: usize = 64 * 1024;
+const READ: usize = buffer::LARGE;
 /// What one turn reads before others have theirs.
 const READ_PER_TURN: usize = 4 * READ;
 /// Slices per write.
@@ -33,12 +33,6 @@ const LINGER_BYTES: usize = 1024 * 1024;
 
 /// How long a peer may take to answer the ping that follows the first GOAWAY.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-thread_local! {
-    /// Read buffers of connections that are idle.
-    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-}
-const SPARES: usize = 4;
 
 /// A connection's task: run it (`spawn_local`) for anything to happen. It ends when the connection is finished, with
 /// an error when the peer broke the protocol or the transport failed. Dropping it fails all streams.
@@ -199,10 +193,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.receive()?;
         }
         loop {
-            if self.buffer.capacity() == 0
-                && let Some(spare) = SPARE.with_borrow_mut(Vec::pop)
-            {
-                self.buffer = spare;
+            if self.buffer.capacity() == 0 {
+                self.buffer = buffer::take(READ);
             }
             self.buffer.reserve(READ);
             let mut limited = (&mut self.buffer).limit(READ);
@@ -227,11 +219,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if self.buffer.is_empty() {
             // An idle connection holds no buffer.
             let buffer = std::mem::take(&mut self.buffer);
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARES && buffer.capacity() > 0 {
-                    spare.push(buffer);
-                }
-            });
+            if buffer.capacity() > 0 {
+                buffer::give(buffer, READ);
+            }
         }
         Ok(())
     }

@@ -39,6 +39,11 @@ pub use stream::{Accept, Client, Closer, Stream};
 
 use connection::{Connection, Role};
 
+/// Gives back what lies in wait: see [`crate::buffer::sweep`].
+pub(crate) fn sweep() {
+    out::sweep();
+}
+
 /// How this side of a connection behaves. Values that the RFC does not allow are moved to the nearest that it does.
 #[derive(Clone, Debug)]
 pub struct Config {

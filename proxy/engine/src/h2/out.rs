@@ -19,6 +19,15 @@ thread_local! {
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Gives half of the spare buffers back: see [`crate::buffer::sweep`].
+pub(super) fn sweep() {
+    let _ = SPARE.try_with(|spare| {
+        let mut spare = spare.borrow_mut();
+        let gone = spare.len().div_ceil(2);
+        spare.drain(..gone);
+    });
+}
+
 /// The outgoing bytes of one connection.
 #[derive(Default)]
 pub(super) struct Out {

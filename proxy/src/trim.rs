@@ -1,0 +1,135 @@
+//! Gives memory back when the process falls idle: what the allocator keeps, and the code that start and load needed.
+//!
+//! Pages of the program's file are mapped sixteen at a time and stay, so that a proxy at rest would hold nearly all of its
+//! file. What is dropped here is still in the page cache; what is needed again comes back with a minor fault.
+//!
+//! **Invariant:** only ranges of the program's file are dropped of which no page was ever written.
+
+use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::{ClockId, clock_gettime};
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+/// Page faults since the last time that make another worth its cost.
+const WORTH: i64 = 64;
+/// How long the process is watched at a time, and how much it may do meanwhile to be called idle.
+const WATCHED: Duration = Duration::from_millis(250);
+const IDLE: Duration = Duration::from_millis(1);
+/// How often in turn: who is asked something every second keeps what it needs.
+const TIMES: u32 = 4;
+/// Between looks when there is nothing to give back.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Watches the process, on a data thread, until the future is dropped.
+pub async fn when_idle() {
+    let unwritten = unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default());
+    let (mut last, mut idle) = (None, 0);
+    loop {
+        // What the start needed is given back as soon as it is over.
+        let enough = match last {
+            None => 1,
+            Some(last) if faults() - last >= WORTH => TIMES,
+            Some(_) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let before = processor_time();
+        tokio::time::sleep(WATCHED).await;
+        idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
+        if idle >= enough {
+            give_back(&unwritten);
+            (last, idle) = (Some(faults()), 0);
+        }
+    }
+}
+
+/// Of all threads. Zero where the kernel does not say.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
+/// Page faults of all threads that needed no disk.
+fn faults() -> i64 {
+    getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.minor_page_faults()).unwrap_or_default()
+}
+
+/// Part of the address space: start and length.
+type Range = (NonZeroUsize, usize);
+
+/// The parts of the program's file that cannot be written and were not: code and constants, but not what the linker has
+/// relocated and then protected.
+fn unwritten(smaps: &str) -> Vec<Range> {
+    let mut found: Vec<Range> = Vec::new();
+    let mut program = None;
+    let mut current = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else { continue };
+        if let Some((start, end)) = first.split_once('-') {
+            // 55d0c0e00000-55d0c1000000 r-xp 00200000 08:01 1234  /gossamer-proxy
+            let (rights, file) = (words.next().unwrap_or_default(), (words.nth(1), words.next()));
+            current = None;
+            // The program's own mappings come first; device and inode tell them from libraries'.
+            if file.1.is_some_and(|inode| inode != "0") && *program.get_or_insert(file) == file && !rights.contains('w')
+            {
+                let parse = |text| usize::from_str_radix(text, 16).ok();
+                current = parse(start).and_then(NonZeroUsize::new).zip(parse(end));
+            }
+        } else if let ("Anonymous:", Some("0"), Some((start, end))) = (first, words.next(), current) {
+            found.push((start, end.saturating_sub(start.get())));
+        }
+    }
+    found
+}
+
+#[allow(unsafe_code)]
+fn give_back(unwritten: &[Range]) {
+    // SAFETY: frees what is free already; callable at any time from any thread of which it is the allocator.
+    unsafe { libmimalloc_sys::mi_collect(true) };
+    for (start, length) in unwritten {
+        let start = NonNull::<c_void>::without_provenance(*start).cast();
+        // SAFETY: a private mapping of a file that is mapped for as long as the process lives. It cannot be written, and
+        // no page of it differs from the file's, so that what is dropped is read again with the same contents.
+        let _ = unsafe { madvise(start, *length, MmapAdvise::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_never_written_is_given_back() {
+        let map = |range: &str, rights: &str, inode: &str, anonymous: u32| {
+            format!(
+                "{range} {rights} 00000000 08:01 {inode} /p\nRss: 4 kB\nAnonymous: {anonymous} kB\nVmFlags: rd ex\n"
+            )
+        };
+        let smaps = [
+            map("1000-3000", "r--p", "7", 0),
+            map("3000-9000", "r-xp", "7", 0),
+            map("9000-a000", "r--p", "7", 4),
+            map("a000-b000", "rw-p", "7", 0),
+            map("b000-c000", "rw-p", "0", 4),
+            map("d000-e000", "r-xp", "8", 0),
+            "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\nAnonymous: 0 kB\n".into(),
+        ];
+        let range = |start, length| (NonZeroUsize::new(start).unwrap(), length);
+        assert_eq!(unwritten(&smaps.concat()), [range(0x1000, 0x2000), range(0x3000, 0x6000)]);
+        assert_eq!(unwritten("x-y\n-\n\nAnonymous:\n"), []);
+    }
+
+    #[test]
+    fn the_program_goes_on_without_its_pages() {
+        let own = unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap());
+        assert!(own.iter().map(|(_, length)| length).sum::<usize>() > 100_000, "{own:?}");
+        for _ in 0..3 {
+            give_back(&own);
+            assert_eq!(format!("{:?}", vec!["still"; 2]), r#"["still", "still"]"#);
+        }
+    }
+}

@@ -1,4 +1,0 @@
-//! See `gossamer_fuzz::h2`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| gossamer_fuzz::h2(data));
