@@ -28,7 +28,6 @@ pub mod request;
 pub mod shard;
 pub mod tap;
 pub mod tcp;
-pub mod trim;
 
 use accept::Kind;
 use anyhow::{Context, Result};
@@ -36,6 +35,7 @@ use config::Config;
 use control::Control;
 use gossamer_api::defaults;
 use gossamer_api::process::log::{self, Format, LogLevel};
+use gossamer_api::process::memory;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::process::{admin::Admin, grpc, tls};
 use metrics::Metrics;
@@ -52,7 +52,7 @@ use tokio_util::task::TaskTracker;
 ///
 /// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
 pub fn main() -> i32 {
-    without_huge_pages();
+    memory::without_huge_pages();
     with_config(serve)
 }
 
@@ -75,24 +75,6 @@ fn with_config(main: impl FnOnce(Config) -> Result<()>) -> i32 {
             eprintln!("error: {error:#}");
             1
         }
-    }
-}
-
-/// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
-/// first 4 MiB would be resident from the start: three times what is needed at rest.
-fn without_huge_pages() {
-    use nix::sys::prctl;
-    use std::os::unix::process::CommandExt;
-    // A kernel without the call has no huge pages either; one that does not keep the setting must not make a loop.
-    if prctl::get_thp_disable() != Ok(false) || prctl::set_thp_disable(true).is_err() {
-        return;
-    }
-    let mut args = std::env::args_os();
-    if let (Ok(program), Some(name)) = (std::env::current_exe(), args.next())
-        && prctl::get_thp_disable() == Ok(true)
-    {
-        // Returns only if it failed: then it goes on, with more memory.
-        let _ = std::process::Command::new(program).arg0(name).args(args).exec();
     }
 }
 
@@ -188,7 +170,7 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
             accepting.spawn_local(accept::accept(shard.clone(), listener, kind, tasks.clone()));
         }
         let sweep = tokio::task::spawn_local(shard.clone().sweep());
-        let trim = tokio::task::spawn_local(trim::when_idle());
+        let trim = tokio::task::spawn_local(memory::when_idle());
         shard.stop.stopping().await;
         accepting.close();
         accepting.wait().await;

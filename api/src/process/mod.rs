@@ -7,5 +7,6 @@ pub mod certify;
 pub mod grpc;
 pub mod listen;
 pub mod log;
+pub mod memory;
 pub mod stop;
 pub mod tls;

@@ -1,6 +1,7 @@
 //! `gossamer-control`: the parts of the control plane in one program, for one image. The first argument says which.
 
 use clap::Parser;
+use gossamer_api::process::memory;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -16,6 +17,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
+    memory::without_huge_pages();
     let part = Part::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         }
     };
     let ended = runtime.block_on(async {
+        tokio::spawn(memory::when_idle());
         match part {
             Part::Identity(options) => gossamer_identity::command::start(options).await,
             Part::Destination(options) => gossamer_destination::command::start(options).await,

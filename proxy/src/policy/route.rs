@@ -70,8 +70,9 @@ impl Router {
         if self.catch_all.is_some() {
             return self.catch_all;
         }
-        let host = head.authority().map(host_of);
-        self.entries.iter().find(|entry| entry.host.matches(host) && entry.test.matches(head)).map(|entry| entry.found)
+        let (host, path) = (head.authority().map(host_of), head.path_only());
+        let matches = |entry: &&Entry| entry.test.matches(head, path, || entry.host.matches(host));
+        self.entries.iter().find(matches).map(|entry| entry.found)
     }
 
     /// What was left out because it could not be compiled, for the log.
@@ -186,9 +187,13 @@ impl Test {
         })
     }
 
-    fn matches(&self, head: &RequestHead) -> bool {
+    /// The host is looked at when method and path fit, which tells most entries apart for less; expressions come last.
+    fn matches(&self, head: &RequestHead, path: &str, host: impl FnOnce() -> bool) -> bool {
+        let last = matches!(self.path, Path::Regex(_));
         self.method.as_deref().is_none_or(|method| method == head.method.as_str())
-            && self.path.matches(head.path_only())
+            && (last || self.path.matches(path))
+            && host()
+            && (!last || self.path.matches(path))
             && self.headers.iter().all(|(name, value)| header_matches(head, name, value))
             && self.query.iter().all(|(name, value)| query_matches(head.query().unwrap_or_default(), name, value))
     }

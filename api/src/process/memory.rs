@@ -1,4 +1,5 @@
-//! Gives memory back when the process falls idle: what the allocator keeps, and the code that start and load needed.
+//! A process that is small at rest: without huge pages from the first one on, and with memory given back when it falls
+//! idle, both what the allocator keeps and the code that start and load needed.
 //!
 //! Pages of the program's file are mapped sixteen at a time and stay, so that a proxy at rest would hold nearly all of its
 //! file. What is dropped here is still in the page cache; what is needed again comes back with a minor fault.
@@ -6,12 +7,30 @@
 //! **Invariant:** only ranges of the program's file are dropped of which no page was ever written.
 
 use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::prctl;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::time::{ClockId, clock_gettime};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
+use std::os::unix::process::CommandExt;
 use std::ptr::NonNull;
 use std::time::Duration;
+
+/// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
+/// first 4 MiB would be resident from the start: three times what is needed at rest.
+pub fn without_huge_pages() {
+    // A kernel without the call has no huge pages either; one that does not keep the setting must not make a loop.
+    if prctl::get_thp_disable() != Ok(false) || prctl::set_thp_disable(true).is_err() {
+        return;
+    }
+    let mut args = std::env::args_os();
+    if let (Ok(program), Some(name)) = (std::env::current_exe(), args.next())
+        && prctl::get_thp_disable() == Ok(true)
+    {
+        // Returns only if it failed: then it goes on, with more memory.
+        let _ = std::process::Command::new(program).arg0(name).args(args).exec();
+    }
+}
 
 /// Page faults since the last time that make another worth its cost.
 const WORTH: i64 = 64;
@@ -23,7 +42,8 @@ const TIMES: u32 = 4;
 /// Between looks when there is nothing to give back.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Watches the process, on a data thread, until the future is dropped.
+/// Watches the process until the future is dropped. The allocator keeps memory for each thread: to be run on the one
+/// that allocates most.
 pub async fn when_idle() {
     let unwritten = unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default());
     let (mut last, mut idle) = (None, 0);
