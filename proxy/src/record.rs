@@ -43,7 +43,10 @@ pub struct Record<'a> {
     over: bool,
     status: u16,
     grpc: Option<u16>,
-    failure: Option<&'static str>,
+    /// Why the proxy answered, or why the response broke off.
+    reason: Option<&'static str>,
+    /// That was an error: a redirect is none.
+    failed: bool,
     retries: u32,
     received: u64,
     /// Until the response's head.
@@ -99,7 +102,8 @@ impl<'a> Record<'a> {
             over: false,
             status: 0,
             grpc: None,
-            failure: None,
+            reason: None,
+            failed: false,
             retries: 0,
             received: 0,
             latency: Duration::ZERO,
@@ -287,7 +291,8 @@ impl<'a> Record<'a> {
                 if !matches!(error, Error::ClientGone) {
                     pick.fail(Instant::now());
                 }
-                self.failure = Some(error.reason());
+                self.reason = Some(error.reason());
+                self.failed = true;
                 self.count_error(&error);
             }
         }
@@ -312,8 +317,9 @@ impl<'a> Record<'a> {
             metrics.request();
             self.metrics = Some(metrics);
         }
+        self.reason = Some(error.reason());
         if !matches!(error, Error::Redirect { .. }) {
-            self.failure = Some(error.reason());
+            self.failed = true;
             self.count_error(error);
         }
     }
@@ -336,7 +342,7 @@ impl<'a> Record<'a> {
     }
 
     fn is_success(&self) -> bool {
-        self.failure.is_none()
+        !self.failed
             && match self.grpc {
                 Some(code) => !GRPC_FAILURES.contains(&code),
                 None => self.status < 500,
@@ -346,28 +352,26 @@ impl<'a> Record<'a> {
     fn end_request(&mut self) {
         if self.status == 0 {
             // Cancelled before an answer.
-            self.failure = Some("client-gone");
+            self.reason = Some("client-gone");
+            self.failed = true;
             self.status = 499;
             self.latency = self.start.elapsed();
         }
         if let Some(metrics) = &self.metrics {
-            match self.failure {
-                Some(reason) => metrics.failure(self.status, self.grpc, reason, self.latency),
-                None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
-            }
+            metrics.response(self.status, self.grpc, self.is_success(), self.reason, self.latency);
         }
         // Requests that no route of anybody's is about are counted by endpoint alone.
         if let Some(Meta::Resource { .. }) = self.rule.as_ref().map(|rule| &rule.meta)
             && let Some(route) = self.route()
         {
-            route.response(self.failure.is_none() && self.is_success(), self.latency);
+            route.response(self.is_success(), self.latency);
         }
         if let Some(verdict) = self.mirrored.take() {
             verdict.reached(self.status, self.grpc);
         }
         if let Some(tapped) = self.tapped.take() {
-            let end = match (self.failure, self.grpc) {
-                (Some(_), _) if self.received > 0 => End::Reset(2),
+            let end = match (self.failed, self.grpc) {
+                (true, _) if self.received > 0 => End::Reset(2),
                 (_, Some(code)) => End::Grpc(code.into()),
                 _ => End::Complete,
             };
@@ -392,7 +396,7 @@ impl<'a> Record<'a> {
             "trace_id": access.trace,
             "status": self.status,
             "grpc_status": self.grpc,
-            "reason": self.failure,
+            "reason": self.reason,
             "route": self.rule.as_ref().map(|rule| rule.meta.to_string()),
             "retries": self.retries,
             "response_bytes": self.received,

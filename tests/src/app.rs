@@ -192,6 +192,7 @@ pub struct Http {
     delay: Duration,
     broken: bool,
     goodbye: Option<usize>,
+    streams: u32,
     seen: Arc<Mutex<Vec<Seen>>>,
     failed: Arc<Mutex<HashMap<String, u32>>>,
     given_up: Arc<AtomicUsize>,
@@ -218,6 +219,7 @@ pub fn http(name: &'static str) -> Http {
         delay: Duration::ZERO,
         broken: false,
         goodbye: None,
+        streams: 1000,
         seen: Arc::default(),
         failed: Arc::default(),
         given_up: Arc::default(),
@@ -250,6 +252,12 @@ impl Http {
         self
     }
 
+    /// Serves so many requests at once on each connection of HTTP/2.
+    pub fn streams(mut self, count: u32) -> Http {
+        self.streams = count;
+        self
+    }
+
     /// How many requests to `/hang` were given up by whoever asked.
     pub fn given_up(&self) -> usize {
         self.given_up.load(Ordering::Relaxed)
@@ -276,7 +284,7 @@ impl Http {
         if !matches!(io.peek(&mut start).await, Ok(count) if count > 0) {
             return;
         }
-        let goodbye = self.goodbye;
+        let (goodbye, streams) = (self.goodbye, self.streams);
         let enough = Arc::new(Notify::new());
         let (here, tell) = (AtomicUsize::new(0), enough.clone());
         let service = service_fn(move |request| {
@@ -287,7 +295,7 @@ impl Http {
         });
         let result = if start.starts_with(b"PRI") {
             let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            http.timer(TokioTimer::new()).max_concurrent_streams(1000).enable_connect_protocol();
+            http.timer(TokioTimer::new()).max_concurrent_streams(streams).enable_connect_protocol();
             let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
             tokio::select! {
                 result = connection.as_mut() => result,

@@ -146,20 +146,17 @@ impl RequestMetrics {
         self.requests.inc();
     }
 
-    /// Its response ended.
+    /// Its response ended. `error` is the reason code where the proxy answered, or where the response broke off.
     #[inline]
-    pub fn response(&self, status: u16, grpc: Option<u16>, success: bool, latency: Duration) {
-        self.record(Response { status, grpc, success, error: None }, latency);
-    }
-
-    /// The proxy answered in place of a response, or the response broke off. `error` is the reason code.
-    #[inline]
-    pub fn failure(&self, status: u16, grpc: Option<u16>, error: &'static str, latency: Duration) {
-        self.record(Response { status, grpc, success: false, error: Some(error) }, latency);
-    }
-
-    #[inline]
-    fn record(&self, response: Response, latency: Duration) {
+    pub fn response(
+        &self,
+        status: u16,
+        grpc: Option<u16>,
+        success: bool,
+        error: Option<&'static str>,
+        latency: Duration,
+    ) {
+        let response = Response { status, grpc, success, error };
         if !self.responses.inc(response) {
             let class = usize::from(response.status / 100).min(6).saturating_sub(1);
             self.rest[class.min(5)][usize::from(response.success)].inc();

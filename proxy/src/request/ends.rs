@@ -61,11 +61,11 @@ impl Downstream<'_> {
         }
     }
 
-    /// Ready when the client is gone, so that nobody waits for the answer.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready, with the reason, when the client is gone, so that nobody waits for the answer.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         match self {
-            Self::H1(server) => server.poll_closed(cx),
-            Self::H2(stream) => stream.poll_reset(cx).map(drop),
+            Self::H1(server) => server.poll_closed(cx).map(|()| Error::Cancelled),
+            Self::H2(stream) => stream.poll_reset(cx),
         }
     }
 

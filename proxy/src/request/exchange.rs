@@ -38,8 +38,10 @@ pub async fn head(
                 Poll::Pending => break,
             }
         }
-        if body.is_complete() && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(Side::Client(gossamer_engine::Error::Cancelled)));
+        if body.is_complete()
+            && let Poll::Ready(error) = down.poll_gone(cx)
+        {
+            return Poll::Ready(Err(Side::Client(error)));
         }
         Poll::Pending
     })
@@ -111,9 +113,9 @@ fn poll_both(
             // What came so far should not wait for what comes. A client that left frees the endpoint.
             if down.poll_flush(cx).map_err(Error::of_client)?.is_ready()
                 && body.is_complete()
-                && down.poll_gone(cx).is_ready()
+                && let Poll::Ready(error) = down.poll_gone(cx)
             {
-                return Poll::Ready(Err(Error::ClientGone));
+                return Poll::Ready(Err(Error::of_client(error)));
             }
             return Poll::Pending;
         };
