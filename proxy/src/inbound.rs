@@ -414,3 +414,16 @@ async fn inside(shard: &Shard, io: &mut Stream, first: &mut BytesMut) -> Spoken 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_declared_to_be_bytes_is_not_looked_at() {
+        let looked_at = |declared: &Declared| !carries_bytes(*declared);
+        let all = [Declared::Unknown, Declared::Http, Declared::Opaque, Declared::Tls];
+        let kept: Vec<_> = all.iter().filter(|declared| looked_at(declared)).collect();
+        assert_eq!(kept, [&Declared::Unknown, &Declared::Http]);
+    }
+}

@@ -358,7 +358,10 @@ impl<'a> Record<'a> {
             self.latency = self.start.elapsed();
         }
         if let Some(metrics) = &self.metrics {
-            metrics.response(self.status, self.grpc, self.is_success(), self.reason, self.latency);
+            match self.reason {
+                Some(reason) => metrics.answered(self.status, self.grpc, self.is_success(), reason, self.latency),
+                None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
+            }
         }
         // Requests that no route of anybody's is about are counted by endpoint alone.
         if let Some(Meta::Resource { .. }) = self.rule.as_ref().map(|rule| &rule.meta)

@@ -182,7 +182,7 @@ impl Frames {
 ///
 /// `/echo` the request's body and trailers back, as they come; `/read` the body, once it is there; `/head` its head as text; `/status/N`; `/bytes/N`; `/slow/MS`;
 /// `/hang` never; `/flood/N` N chunks of 16 KiB as fast as they are taken; `/fail/N/KEY` 503 for the first N requests with the KEY; `/unavailable/N` the same in
-/// gRPC; `/slow-once/MS`; `/early` 413 without reading; `/drop` breaks the
+/// gRPC, `/unavailable-late/N` with the status in trailers after a head (later than it where N > 1); `/slow-once/MS`; `/early` 413 without reading; `/drop` breaks the
 /// connection; `/cut` breaks it within the body; `/trailers`; `/upgrade` 101 and then an echo, as for CONNECT.
 ///
 /// Every answer says `x-app: NAME`. Requests with a gRPC content type get trailers with `grpc-status`.
@@ -370,6 +370,20 @@ impl Http {
                 let mut response = Response::new(empty());
                 response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
                 response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+                response
+            }
+            "unavailable-late" if !self.is_over(&path, number()) => {
+                // The status follows the head by itself, with no content between them.
+                let (sender, body) = channel_of();
+                let wait = if number() > 1 { Duration::from_millis(50) } else { Duration::ZERO };
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", HeaderValue::from_static("14"));
+                    let _ = sender.send(Ok(Frame::trailers(trailers))).await;
+                });
+                let mut response = Response::new(body);
+                response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
                 response
             }
             "slow-once" => {

@@ -146,17 +146,20 @@ impl RequestMetrics {
         self.requests.inc();
     }
 
-    /// Its response ended. `error` is the reason code where the proxy answered, or where the response broke off.
+    /// Its response ended.
     #[inline]
-    pub fn response(
-        &self,
-        status: u16,
-        grpc: Option<u16>,
-        success: bool,
-        error: Option<&'static str>,
-        latency: Duration,
-    ) {
-        let response = Response { status, grpc, success, error };
+    pub fn response(&self, status: u16, grpc: Option<u16>, success: bool, latency: Duration) {
+        self.record(Response { status, grpc, success, error: None }, latency);
+    }
+
+    /// The same where the proxy answered in its place, or where it broke off. `error` is the reason code.
+    #[inline]
+    pub fn answered(&self, status: u16, grpc: Option<u16>, success: bool, error: &'static str, latency: Duration) {
+        self.record(Response { status, grpc, success, error: Some(error) }, latency);
+    }
+
+    #[inline]
+    fn record(&self, response: Response, latency: Duration) {
         if !self.responses.inc(response) {
             let class = usize::from(response.status / 100).min(6).saturating_sub(1);
             self.rest[class.min(5)][usize::from(response.success)].inc();

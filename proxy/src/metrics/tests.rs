@@ -30,10 +30,10 @@ fn a_scrape_looks_like_this() {
         ..RequestLabels::new(Direction::Outbound, TlsLabel::Mesh(Some(&id)))
     });
     (0..4).for_each(|_| outbound.request());
-    outbound.response(200, None, true, None, ms(1));
-    outbound.response(200, None, true, None, Duration::from_micros(1500));
-    outbound.response(200, Some(13), false, None, ms(60_000));
-    outbound.response(503, None, false, Some("no-endpoints"), Duration::ZERO);
+    outbound.response(200, None, true, ms(1));
+    outbound.response(200, None, true, Duration::from_micros(1500));
+    outbound.response(200, Some(13), false, ms(60_000));
+    outbound.answered(503, None, false, "no-endpoints", Duration::ZERO);
 
     let server = Meta::Resource {
         group: "policy.linkerd.io".into(),
@@ -85,7 +85,7 @@ fn a_client_with_one_destination_is_short() {
         let target = Some(target.parse().unwrap());
         let tls = TlsLabel::Mesh(Some(&id));
         let labels = RequestLabels { target, dst: Some(&dst), ..RequestLabels::new(Direction::Outbound, tls) };
-        metrics.request_scope(labels).response(200, None, true, None, ms(1));
+        metrics.request_scope(labels).response(200, None, true, ms(1));
         let labels = TcpLabels { target, dst: Some(&dst), ..TcpLabels::new(Direction::Outbound, false, tls) };
         drop(metrics.tcp_scope(labels).open());
     }
@@ -112,7 +112,7 @@ fn many_kinds_of_responses_collapse_into_classes() {
     let metrics = Metrics::new();
     let handle = metrics.request_scope(RequestLabels::new(Direction::Inbound, TlsLabel::Disabled));
     for status in 0..1000 {
-        handle.response(status, None, status < 500, None, ms(1));
+        handle.response(status, None, status < 500, ms(1));
     }
     let text = text(&metrics, Instant::now());
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with("response_total")).collect();
@@ -208,13 +208,13 @@ proptest::proptest! {
 fn a_record_costs() {
     let metrics = Metrics::new();
     let handle = metrics.request_scope(RequestLabels::new(Direction::Outbound, TlsLabel::Disabled));
-    handle.response(404, None, true, None, ms(1));
+    handle.response(404, None, true, ms(1));
     let latencies: Vec<_> = (0..64).map(|n| Duration::from_micros(n * n * 15)).collect();
     // The best of many short runs: one that nobody interrupted.
     let best = (0..1000).map(|_| {
         let start = Instant::now();
         for n in 0..6400 {
-            handle.response(200, None, true, None, std::hint::black_box(latencies[n % 64]));
+            handle.response(200, None, true, std::hint::black_box(latencies[n % 64]));
         }
         start.elapsed().as_nanos() as f64 / 6400.0
     });

@@ -21,7 +21,7 @@ use crate::policy::authorize::{self, Peer};
 use crate::policy::filter::{self, Answer};
 use crate::policy::path::has_dot_segments;
 use crate::policy::route::Found;
-use crate::record::Record;
+use crate::record::{Record, grpc_status};
 use crate::shard::{Destination, Port, Shard};
 use body::Body;
 use ends::{Downstream, Upstream};
@@ -122,7 +122,7 @@ async fn forward(
     let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
-    let plan = Plan { conn, rule: &rule, found, length, tunnel };
+    let plan = Plan { conn, rule: &rule, found, length, tunnel, peek: decider.wants_status() };
 
     let mut retries = 0;
     // Why nobody could be reached, should nobody become reachable in time.
@@ -136,10 +136,11 @@ async fn forward(
         };
         let wanted = match &outcome {
             _ if !may_retry(conn, &outcome) => false,
-            Ok(_) => decider.wants(&Outcome::Response {
-                status: response.status,
-                grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
-            }),
+            Ok((_, up)) => {
+                let late = || decider.wants_status().then(|| up.grpc_status()).flatten();
+                let grpc = grpc_status(&response.headers).or_else(late);
+                decider.wants(&Outcome::Response { status: response.status, grpc })
+            }
             Err(Failed { error, .. }) => decider.wants(&Outcome::Error(error)),
         };
         let free = matches!(&outcome, Err(failed) if failed.connecting);
@@ -301,6 +302,8 @@ struct Plan<'a> {
     length: Length,
     /// Bytes follow the head instead of a body.
     tunnel: bool,
+    /// The answer's trailers may call for another attempt.
+    peek: bool,
 }
 
 /// One attempt: choose, connect, send, and wait for the response's head.
@@ -313,7 +316,7 @@ async fn attempt(
     down: &mut Downstream<'_>,
     record: &mut Record<'_>,
 ) -> Result<(Pick, Upstream), Failed> {
-    let &Plan { conn, rule, found, length, tunnel } = plan;
+    let &Plan { conn, rule, found, length, tunnel, peek } = plan;
     let early = |error| Failed { error, endpoint: None, connecting: false };
     let mut filtered = None;
     // What the backend of this attempt does to responses.
@@ -369,7 +372,7 @@ async fn attempt(
             }
         }
     };
-    match exchange::head(down, &mut up, body, response).await {
+    match exchange::head(down, &mut up, body, response, peek).await {
         Ok(()) => {
             let now = Instant::now();
             pick.observe(response.status, exchange::retry_after(response), now);

@@ -51,6 +51,11 @@ impl Decider<'_> {
         self.route.map_or(defaults::RETRY_MAX_BODY, |retry| retry.max_body)
     }
 
+    /// True when a gRPC status calls for another attempt, which may come in trailers.
+    pub fn wants_status(&self) -> bool {
+        self.grpc && self.route.is_some_and(|retry| !retry.grpc_codes.is_empty())
+    }
+
     /// True when the outcome calls for another attempt.
     pub fn wants(&self, outcome: &Outcome<'_>) -> bool {
         match outcome {

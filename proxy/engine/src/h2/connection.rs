@@ -111,6 +111,9 @@ pub(super) struct Connection {
     notified: bool,
 }
 
+/// A request's slot, its head, and why it is to be refused.
+pub(super) type Accepted = (u32, RequestHead, Option<Error>);
+
 /// Counts what a peer does to no use, within the current second.
 #[derive(Default)]
 pub(super) struct Abuse {
@@ -481,13 +484,13 @@ impl Connection {
         }
     }
 
-    /// The next request, its stream, and why it is to be refused.
-    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(RequestHead, u32, u32, Option<Error>)>> {
+    /// The next request.
+    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         if let Some((key, head)) = self.accept.pop_front() {
-            return Poll::Ready(Some((head, key, self.slots[key].id, None)));
+            return Poll::Ready(Some((key, head, None)));
         }
         if let Some((key, head, why)) = self.refused.pop_front() {
-            return Poll::Ready(Some((head, key, self.slots[key].id, Some(why))));
+            return Poll::Ready(Some((key, head, Some(why))));
         }
         if self.dead.is_some() || (self.goaway_sent.is_some() && !self.goaway_ping) {
             return Poll::Ready(None);

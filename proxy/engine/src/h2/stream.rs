@@ -126,9 +126,10 @@ impl Accept {
 
     /// The next request, also one that is to be refused; `None` when there will be none.
     pub fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
-        let next = self.shared.borrow_mut().poll_accept(cx);
-        next.map(|next| {
-            let (head, key, id, refused) = next?;
+        let mut shared = self.shared.borrow_mut();
+        shared.poll_accept(cx).map(|next| {
+            let (key, head, refused) = next?;
+            let id = shared.slots[key].id;
             let stream = Stream { shared: self.shared.clone(), key, id };
             Some(match refused {
                 None => Incoming::Request(head, stream),
@@ -225,6 +226,31 @@ impl Stream {
         let shared = self.shared.borrow();
         let slot = &shared.slots[self.key];
         slot.remote_end && slot.buffered == 0
+    }
+
+    /// True when nothing more will be received, and no trailers are there to be taken either.
+    pub fn is_over(&self) -> bool {
+        let shared = self.shared.borrow();
+        let slot = &shared.slots[self.key];
+        slot.remote_end && slot.buffered == 0 && slot.trailers.is_none()
+    }
+
+    /// Ready when content, trailers or the end have come; they stay to be taken.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut shared = self.shared.borrow_mut();
+        let slot = &mut shared.slots[self.key];
+        if slot.remote_end || slot.buffered > 0 || slot.error.is_some() {
+            return Poll::Ready(());
+        }
+        register(&mut slot.recv_waker, cx.waker());
+        Poll::Pending
+    }
+
+    /// Looks at the trailers, if they have come and nothing lies before them; they stay to be taken.
+    pub fn trailers<T>(&self, look: impl FnOnce(&Headers) -> T) -> Option<T> {
+        let shared = self.shared.borrow();
+        let slot = &shared.slots[self.key];
+        slot.trailers.as_ref().filter(|_| slot.buffered == 0).map(look)
     }
 
     /// Server: sends a 1xx head.
