@@ -36,8 +36,8 @@ pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Out
                     let error = Error::of_client(error);
                     if !matches!(error, Error::ClientGone) {
                         let mut record = Record::request(&conn, &head);
-                        record.failed(&error);
-                        respond::send(&error, Version::Http11, false, false, &mut Downstream::H1(&mut server));
+                        let id = record.refused(&head, &error);
+                        respond::send(&error, id, Version::Http11, false, false, &mut Downstream::H1(&mut server));
                     }
                     break;
                 }
@@ -128,7 +128,7 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
 /// A request that nobody else will see. One that is malformed was reset (RFC 9113 section 8.1.1), and is recorded alone.
 fn refuse(conn: &Connection, head: &RequestHead, stream: h2::Stream, error: gossamer_engine::Error) {
     let error = Error::of_client(error);
-    Record::request(conn, head).refused(head, &error);
+    let id = Record::request(conn, head).refused(head, &error);
     let head_only = head.method == gossamer_engine::message::Method::HEAD;
-    respond::send(&error, Version::Http2, head.is_grpc(), head_only, &mut Downstream::H2(stream));
+    respond::send(&error, id, Version::Http2, head.is_grpc(), head_only, &mut Downstream::H2(stream));
 }
