@@ -134,7 +134,7 @@ impl Flow {
     /// is in `state`.
     fn poll_read(&mut self, from: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
         let result = if from.opened().is_some() {
-            ready!(from.poll_fill(cx)).map(|some| usize::from(some))
+            ready!(from.poll_fill(cx)).map(usize::from)
         } else {
             match ready!(from.poll_readable(cx)) {
                 Ok(()) => {
