@@ -95,12 +95,15 @@ impl Demo {
             let directory = Directory::default();
             let names = directory.clone();
             let resolve: Resolve = Arc::new(move |name| names.resolve(name));
-            (Node::start(state, resolve).await?, Registry::Directory(directory))
+            let mut node = Node::start(state).await?;
+            node.answer(resolve);
+            (node, Registry::Directory(directory))
         } else {
             progress("starting the control plane");
             let plane = Plane::prepare(None, stop.clone())?;
-            let node = Node::start(state, plane.resolver()).await?;
+            let mut node = Node::start(state).await?;
             plane.serve(&node).await?;
+            node.answer(plane.resolver());
             (node, Registry::Plane(plane))
         };
         let services = services::all(args.rate, args.unmeshed)?;
