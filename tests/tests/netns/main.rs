@@ -6,7 +6,7 @@
 use gossamer_tests::mesh::program;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -149,6 +149,9 @@ fn nobody_notices_that_the_control_plane_is_killed_and_started_again() {
         mesh.kill_control();
         // An outage worth the name.
         std::thread::sleep(Duration::from_secs(1));
+        let told = mesh.command(&["stat", "--local"]).output().unwrap();
+        let told = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert!(told.contains("its workloads still run") && told.contains("meshctl control --mesh"), "{told}");
         mesh.control();
         // All are known again, at once, and nobody new gets an address that is taken.
         stat(&mesh, &|web| web["meshed"] == 2);
@@ -198,6 +201,61 @@ fn a_server_that_speaks_first_needs_no_setting() {
     assert!(seconds < 1.0, "{seconds} s");
 }
 
+/// Where the kernel, not the program, says where a connection was meant to go.
+#[test]
+fn ends_and_breaks_of_bytes_are_kept_transparently_and_loops_are_refused() {
+    let mut mesh = Mesh::new("bytes");
+    mesh.serve("count", &["count", "7000"]);
+    mesh.serve("reset", &["reset", "7001"]);
+    assert_eq!(mesh.eventually(&["half-close", "count", "7000"]), "1000000 bytes\n");
+    mesh.eventually(&["broken", "reset", "7001"]);
+    // The inbound proxy itself is nobody's target.
+    let inbound = gossamer_api::defaults::INBOUND_PORT.to_string();
+    let direct = mesh.client(&["get", "count-1.count", &inbound, "4"]);
+    assert!(!String::from_utf8_lossy(&direct.stdout).contains(" 200 "), "{direct:?}");
+    mesh.eventually(&["broken", "count-1.count", &inbound]);
+}
+
+/// Every packet between the workloads' networks is looked at: names may be read (DNS, the TLS server name), nothing else.
+#[test]
+fn what_is_said_can_be_read_nowhere_on_the_wire() {
+    const SECRET: &str = "attack-at-dawn";
+    let mut mesh = Mesh::new("wire");
+    mesh.control();
+    mesh.serve("canary", &["http", "8080"]);
+    mesh.eventually(&["get", "canary", "8080", "4"]);
+    let pid = fs::read_to_string(mesh.folder.path().join("gossamer").join(&mesh.name).join("pid")).unwrap();
+    let mut sniffer = Command::new("nsenter");
+    sniffer.args(["--target", pid.trim(), "--net"]);
+    if !nix::unistd::geteuid().is_root() {
+        sniffer.args(["--user", "--preserve-credentials"]);
+    }
+    sniffer.arg(program().with_file_name("probe")).args(["sniff", "canary", SECRET]);
+    let mut sniffer = sniffer.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let (tell, heard) = std::sync::mpsc::channel();
+    let words = BufReader::new(sniffer.stdout.take().unwrap());
+    std::thread::spawn(move || words.lines().map_while(Result::ok).for_each(|word| drop(tell.send(word))));
+    // The answer has the words of the request in it.
+    let say = || {
+        let header = format!("x-secret: {SECRET}");
+        let said = mesh.client(&["load", "new", "canary", "8080", &format!("/{SECRET}"), "20", "0.5", &header]);
+        let seen: Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
+        assert_eq!(seen["statuses"], serde_json::json!({ "200": 10 }), "{seen:#}\n{}", mesh.logs());
+    };
+    let (mut all, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+    while all.is_empty() {
+        say();
+        all.extend(heard.try_iter());
+        assert!(Instant::now() < deadline && sniffer.try_wait().unwrap().is_none(), "the sniffer hears nothing");
+    }
+    // It hears now; once more for what matters.
+    say();
+    sniffer.kill().unwrap();
+    sniffer.wait().unwrap();
+    all.extend(heard.iter());
+    assert_eq!(all, ["canary"]);
+}
+
 /// A service of this machine itself, which is in no mesh.
 #[test]
 fn a_program_reaches_the_machine_outside() {
@@ -234,16 +292,26 @@ fn where_private_networks_are_forbidden_it_says_what_to_do() {
     let mesh = Mesh::new("forbidden");
     let script = "echo 0 >/proc/sys/user/max_user_namespaces && \
                   exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(program());
-    command.args(["run", "web", "--port", "8080", "--", "true"]);
-    command.env("MESHCTL_MESH", &mesh.name).env("XDG_RUNTIME_DIR", mesh.folder.path());
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{words}");
-    for expected in ["not allowed here", "sudo sysctl -w user.max_user_namespaces=10000", "or use sudo", "MESH_FORWARD"]
-    {
-        assert!(words.contains(expected), "{expected:?} in {words}");
+    let forbidden = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(program()).args(arguments);
+        command.env("MESHCTL_MESH", &mesh.name).env("XDG_RUNTIME_DIR", mesh.folder.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    // `check` has found a problem.
+    for (arguments, expected) in [
+        (&["run", "web", "--port", "8080", "--", "true"][..], 1),
+        (&["demo", "--duration", "1s"], 1),
+        (&["check", "--pre", "--local"], 3),
+    ] {
+        let (code, [out, err]) = forbidden(arguments);
+        let words = format!("{out}\n{err}");
+        assert_eq!(code, Some(expected), "{arguments:?}: {words}");
+        for expected in ["not allowed here", "sudo sysctl -w user.max_user_namespaces=10000", "or use sudo"] {
+            assert!(words.contains(expected), "{arguments:?}: {expected:?} in {words}");
+        }
+        assert!(arguments[0] == "check" || words.contains("MESH_FORWARD"), "{arguments:?}: {words}");
     }
 }
 
@@ -276,7 +344,7 @@ fn an_ordinary_user_needs_no_privilege() {
     let output = command.current_dir(&home).stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("7 passed; 0 failed"), "{out}");
+    assert!(out.contains("9 passed; 0 failed"), "{out}");
 }
 
 #[test]
