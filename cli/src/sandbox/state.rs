@@ -256,6 +256,14 @@ pub fn find(name: Option<&str>) -> Result<Mesh> {
     let meshes = meshes()?;
     let named = |wanted: &str| meshes.iter().find(|m| m.name == wanted).cloned();
     let names = || meshes.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+    if meshes.is_empty()
+        && let Some(left) = orphaned(name)
+    {
+        return Err(CommandError::failed(format!(
+            "the control plane of mesh {left:?} has ended, its workloads still run"
+        ))
+        .hint(format!("`meshctl control --mesh {left}` takes them over")));
+    }
     if let Some(name) = name {
         return named(name).ok_or_else(|| {
             let error = CommandError::failed(format!("no mesh called {name:?} runs here"));
@@ -273,6 +281,19 @@ pub fn find(name: Option<&str>) -> Result<Mesh> {
             CommandError::usage("several meshes run here").hint(format!("choose one with --mesh: {}", names()))
         }),
     }
+}
+
+/// True when a mesh of this user runs, even if only its workloads do.
+pub fn any() -> bool {
+    meshes().is_ok_and(|meshes| !meshes.is_empty()) || orphaned(None).is_some()
+}
+
+/// A mesh, or this one, of which only workloads are left.
+fn orphaned(name: Option<&str>) -> Option<String> {
+    let entries = fs::read_dir(directory().ok()?).ok()?.flatten();
+    let names =
+        entries.filter(|entry| !survivors(&entry.path()).is_empty()).filter_map(|e| e.file_name().into_string().ok());
+    names.filter(|found| name.is_none_or(|name| name == found)).min()
 }
 
 /// True when a mesh of that name lives, or is starting or ending.
