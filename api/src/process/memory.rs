@@ -36,6 +36,8 @@ pub fn without_huge_pages() {
 const WORTH: i64 = 64;
 /// How long the process is watched at a time, and how much it may do meanwhile to be called idle.
 const WATCHED: Duration = Duration::from_millis(250);
+/// The same before the first time: what the start needed shall not stay for long.
+const WATCHED_FIRST: Duration = Duration::from_millis(100);
 const IDLE: Duration = Duration::from_millis(1);
 /// How often in turn: who is asked something every second keeps what it needs.
 const TIMES: u32 = 4;
@@ -58,7 +60,7 @@ pub async fn when_idle() {
             }
         };
         let before = processor_time();
-        tokio::time::sleep(WATCHED).await;
+        tokio::time::sleep(if last.is_none() { WATCHED_FIRST } else { WATCHED }).await;
         idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
         if idle >= enough {
             give_back(&unwritten);
