@@ -8,6 +8,7 @@ pub use handles::{ConnectionMetrics, EndpointMetrics};
 
 use crate::access;
 use crate::balance::{Balancer, Pick};
+use crate::config::AccessLog;
 use crate::error::Error;
 use crate::metrics::{Direction, RequestMetrics, RouteLabels, RouteMetrics, TlsLabel};
 use crate::policy::limit::Limited;
@@ -19,7 +20,7 @@ use crate::tap::{End, Observed, Tapped};
 use crate::tcp::Moved;
 use gossamer_api::authorization::Authorization;
 use gossamer_api::policy::Meta;
-use gossamer_engine::{Headers, RequestHead, ResponseHead};
+use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
 use handles::destination_tls;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -61,6 +62,8 @@ pub struct Record<'a> {
 
 /// What only the access log wants.
 struct Access {
+    format: AccessLog,
+    version: Version,
     method: String,
     authority: String,
     path: String,
@@ -71,8 +74,10 @@ impl<'a> Record<'a> {
     /// Of a request, from now on.
     pub fn request(conn: &'a Connection, head: &RequestHead) -> Self {
         let mut record = Record::new(conn, true);
-        if conn.shard.config.access_log {
+        if let Some(format) = conn.shard.config.access_log {
             record.access = Some(Box::new(Access {
+                format,
+                version: head.version,
                 method: head.method.to_string(),
                 authority: head.authority().unwrap_or_default().to_string(),
                 path: head.path_only().to_string(),
@@ -378,8 +383,21 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// A line of the access log, as JSON on standard output.
+    /// A line of the access log on standard output.
     fn log(&self, access: &Access) {
+        if access.format == AccessLog::Apache {
+            let line = access::Apache {
+                client: self.conn.client,
+                identity: self.conn.peer.tls.identity().map(|identity| identity.as_str()),
+                at: time::OffsetDateTime::now_utc(),
+                method: &access.method,
+                path: &access.path,
+                version: access.version,
+                status: self.status,
+                bytes: self.received,
+            };
+            return access::log(line.to_string());
+        }
         let line = serde_json::json!({
             "timestamp": time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339).ok(),
             "direction": self.direction().as_str(),
