@@ -7,6 +7,7 @@
 
 mod annotations;
 mod endpoints;
+mod few;
 mod inbound;
 mod names;
 mod outbound;
@@ -24,6 +25,7 @@ pub use names::Asked;
 pub use status::Condition;
 
 use endpoints::Slice;
+use few::Few;
 use gossamer_api::defaults;
 use gossamer_api::kubernetes::{AuthorizationPolicy, Key, Kind, Map, Metadata, Name, Object};
 use gossamer_api::settings::Ports;
@@ -112,9 +114,10 @@ pub struct Index {
     namespaces: BTreeMap<String, NamespaceConfig>,
     zones: BTreeMap<String, String>,
     services: BTreeMap<Name, Service>,
-    service_ips: HashMap<IpAddr, BTreeSet<Name>>,
-    workloads: BTreeMap<Name, Workload>,
-    workload_ips: HashMap<IpAddr, BTreeSet<Name>>,
+    service_ips: HashMap<IpAddr, Few<Name>>,
+    /// Boxed, as nodes of the tree are half empty after a list in order.
+    workloads: BTreeMap<Name, Box<Workload>>,
+    workload_ips: HashMap<IpAddr, Few<Name>>,
     /// Meshed workloads per identity.
     identities: BTreeMap<Identity, usize>,
     /// Pods that a service's selector selects, and the reverse.
@@ -126,9 +129,9 @@ pub struct Index {
     slices_with: Pairs,
     routes: BTreeMap<Key, Route>,
     /// Routes whose parent is a service.
-    routes_of: BTreeMap<Name, BTreeSet<Key>>,
+    routes_of: BTreeMap<Name, Few<Key>>,
     /// Routes that send something to a service.
-    routes_to: BTreeMap<Name, BTreeSet<Key>>,
+    routes_to: BTreeMap<Name, Few<Key>>,
     policies: BTreeMap<Name, AuthorizationPolicy>,
     problems: BTreeMap<Key, Vec<String>>,
     texts: Texts,
@@ -137,8 +140,8 @@ pub struct Index {
 /// A relation between two names, readable from both sides.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Pairs {
-    right: BTreeMap<Name, BTreeSet<Name>>,
-    left: BTreeMap<Name, BTreeSet<Name>>,
+    right: BTreeMap<Name, Few<Name>>,
+    left: BTreeMap<Name, Few<Name>>,
 }
 
 impl Pairs {
@@ -173,7 +176,7 @@ impl Pairs {
     }
 }
 
-fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, Few<V>>, key: &K, value: &V) {
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {
@@ -182,7 +185,7 @@ fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value:
     }
 }
 
-fn drop_ip(map: &mut HashMap<IpAddr, BTreeSet<Name>>, ip: IpAddr, name: &Name) {
+fn drop_ip(map: &mut HashMap<IpAddr, Few<Name>>, ip: IpAddr, name: &Name) {
     if let Some(set) = map.get_mut(&ip) {
         set.remove(name);
         if set.is_empty() {
@@ -444,7 +447,7 @@ impl Index {
             Entry::Namespace(config) => self.namespaces.get(&*name.name) == Some(config),
             Entry::Node(zone) => self.zones.get(&*name.name) == zone.as_ref(),
             Entry::Service(service) => self.services.get(name) == Some(service),
-            Entry::Workload(workload) => self.workloads.get(name) == Some(workload),
+            Entry::Workload(workload) => self.workloads.get(name).is_some_and(|known| **known == *workload),
             Entry::Slice(slice) => self.slices.get(name) == slice.as_ref(),
             Entry::Route(route) => self.routes.get(key) == Some(route),
             Entry::Policy(policy) => self.policies.get(name) == Some(policy),
@@ -475,7 +478,7 @@ impl Index {
                 }
                 self.services.insert(name, service);
             }
-            Entry::Workload(workload) => {
+            Entry::Workload(mut workload) => {
                 for ip in &workload.ips {
                     self.workload_ips.entry(*ip).or_default().insert(name.clone());
                 }
@@ -484,10 +487,14 @@ impl Index {
                         self.selected.insert(service, &name);
                     }
                 }
-                if let Some(identity) = &workload.identity {
+                if let Some(identity) = &mut workload.identity {
+                    // Replicas share the text.
+                    if let Some((known, _)) = self.identities.get_key_value(identity) {
+                        *identity = known.clone();
+                    }
                     *self.identities.entry(identity.clone()).or_default() += 1;
                 }
-                self.workloads.insert(name, workload);
+                self.workloads.insert(name, Box::new(workload));
             }
             Entry::Slice(Some(slice)) => {
                 self.slices_of.insert(&slice.service, &name);
