@@ -35,8 +35,8 @@ use routes::Route;
 use services::Service;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use texts::Texts;
-use workloads::Workload;
+use texts::{Kept, Texts};
+use workloads::{Template, Workload};
 
 /// What is the same for the whole cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,8 +115,7 @@ pub struct Index {
     zones: BTreeMap<String, String>,
     services: BTreeMap<Name, Service>,
     service_ips: HashMap<IpAddr, Few<Name>>,
-    /// Boxed, as nodes of the tree are half empty after a list in order.
-    workloads: BTreeMap<Name, Box<Workload>>,
+    workloads: BTreeMap<Name, Workload>,
     workload_ips: HashMap<IpAddr, Few<Name>>,
     /// Meshed workloads per identity.
     identities: BTreeMap<Identity, usize>,
@@ -135,6 +134,7 @@ pub struct Index {
     policies: BTreeMap<Name, AuthorizationPolicy>,
     problems: BTreeMap<Key, Vec<String>>,
     texts: Texts,
+    templates: Kept<Template>,
 }
 
 /// A relation between two names, readable from both sides.
@@ -423,7 +423,10 @@ impl Index {
             }
             Object::Node(node) => Entry::Node(node.metadata.labels.get(ZONE_LABEL).cloned()),
             Object::Service(service) => Entry::Service(Service::read(&service, &mut problems)),
-            Object::Pod(pod) => Entry::Workload(Workload::read(&pod, &self.cluster, keep, &mut problems)),
+            Object::Pod(pod) => {
+                let kept = (keep, &mut self.templates);
+                Entry::Workload(Workload::read(&pod, &self.cluster, kept, &mut problems))
+            }
             Object::EndpointSlice(slice) => Entry::Slice(Slice::read(&slice, keep, &mut problems)),
             Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
                 Entry::Route(Route::read(&object, &mut problems))
@@ -447,7 +450,7 @@ impl Index {
             Entry::Namespace(config) => self.namespaces.get(&*name.name) == Some(config),
             Entry::Node(zone) => self.zones.get(&*name.name) == zone.as_ref(),
             Entry::Service(service) => self.services.get(name) == Some(service),
-            Entry::Workload(workload) => self.workloads.get(name).is_some_and(|known| **known == *workload),
+            Entry::Workload(workload) => self.workloads.get(name) == Some(workload),
             Entry::Slice(slice) => self.slices.get(name) == slice.as_ref(),
             Entry::Route(route) => self.routes.get(key) == Some(route),
             Entry::Policy(policy) => self.policies.get(name) == Some(policy),
@@ -478,7 +481,7 @@ impl Index {
                 }
                 self.services.insert(name, service);
             }
-            Entry::Workload(mut workload) => {
+            Entry::Workload(workload) => {
                 for ip in &workload.ips {
                     self.workload_ips.entry(*ip).or_default().insert(name.clone());
                 }
@@ -487,14 +490,10 @@ impl Index {
                         self.selected.insert(service, &name);
                     }
                 }
-                if let Some(identity) = &mut workload.identity {
-                    // Replicas share the text.
-                    if let Some((known, _)) = self.identities.get_key_value(identity) {
-                        *identity = known.clone();
-                    }
+                if let Some(identity) = &workload.identity {
                     *self.identities.entry(identity.clone()).or_default() += 1;
                 }
-                self.workloads.insert(name, Box::new(workload));
+                self.workloads.insert(name, workload);
             }
             Entry::Slice(Some(slice)) => {
                 self.slices_of.insert(&slice.service, &name);

@@ -18,6 +18,7 @@ mod inject;
 mod install;
 mod jobs;
 mod live;
+mod many;
 mod mtls;
 mod probes;
 mod restarts;
@@ -69,6 +70,9 @@ const ALONE: &[Test] = &[
     ("an_upgrade_keeps_what_was_set", upgrade::an_upgrade_keeps_what_was_set),
     ("without_a_control_plane_nothing_fails", control_plane_gone::without_a_control_plane_nothing_fails),
     ("restarted_daemons_fail_nothing", restarts::restarted_daemons_fail_nothing),
+    ("a_node_comes_back_after_a_power_cut", restarts::a_node_comes_back_after_a_power_cut),
+    // Last: what it leaves has to be cleared away.
+    ("three_hundred_pods_are_asked_in_seconds", many::three_hundred_pods_are_asked_in_seconds),
 ];
 
 /// At once; the machine has few cores, and deadlines are real.
