@@ -187,6 +187,8 @@ pub const WORKERS: usize = 1;
 pub const TAP_SESSIONS: usize = 16;
 /// Events queued per session; more are dropped and counted.
 pub const TAP_QUEUE: usize = 1024;
+/// Failed or tapped requests that a proxy remembers for `meshctl why`: half a kilobyte each, nothing while all goes well.
+pub const REMEMBERED: usize = 512;
 
 // ---- in a pod ------------------------------------------------------------------------------------------------------
 

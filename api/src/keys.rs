@@ -9,6 +9,8 @@ pub const TRANSPORT_PREFACE: &[u8] = b"transport.l5d.io/v1\r\n\r\n";
 pub const HEADER_CLIENT_ID: &str = "l5d-client-id";
 /// Why the proxy itself answered.
 pub const HEADER_PROXY_ERROR: &str = "l5d-proxy-error";
+/// Beside it: which request that was, for `meshctl why`.
+pub const HEADER_REQUEST: &str = "gossamer-request";
 /// Tells the other proxy to close the hop.
 pub const HEADER_PROXY_CONNECTION: &str = "l5d-proxy-connection";
 /// The version of an HTTP/1 message carried inside HTTP/2.

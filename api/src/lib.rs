@@ -14,6 +14,7 @@ pub mod keys;
 pub mod kubernetes;
 pub mod policy;
 pub mod process;
+pub mod request_id;
 pub mod settings;
 pub mod wire;
 pub mod workload;

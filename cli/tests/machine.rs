@@ -167,6 +167,12 @@ fn a_running_demo_is_shown_by_every_command() {
     assert!(format!("{top:?}").contains("\"path\""), "{top:?}");
     let tapped = json(&["tap", "web", "--method", "GET", "--duration", "2s", "-o", "json"]);
     assert!(!tapped.is_empty() && format!("{tapped:?}").contains("GET"), "{tapped:?}");
+    let named = tapped.iter().find_map(|event| event["requestInitEvent"]["id"]["name"].as_str()).unwrap();
+    let story = &json(&["why", named, "-o", "json"])[0][0];
+    assert!(story["request"] == named && story["method"] == "GET" && story["status"] == 200, "{story:#}");
+    assert!(text(&ask(&["why", named, "web"])).contains("Nothing to do"));
+    let forgotten = ask(&["why", "00000000-1"]);
+    assert!(forgotten.status.code() == Some(1) && text(&forgotten).contains("remembers"), "{}", text(&forgotten));
     let nothing = json(&["tap", "web", "--path", "/no-such-path", "--duration", "1s", "-o", "json"]);
     assert!(nothing.is_empty(), "{nothing:?}");
     let edges = format!("{:?}", json(&["edges", "-o", "json"]));

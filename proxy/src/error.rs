@@ -247,6 +247,27 @@ impl Error {
         }
     }
 
+    /// The object, the service or the endpoint that decided, where the error knows one.
+    pub fn decided_by(&self) -> Option<String> {
+        Some(match self {
+            Error::NoRoute(name)
+            | Error::Forbidden(name)
+            | Error::InvalidPolicy(name, _)
+            | Error::Extension(name, _)
+            | Error::RateLimited(name)
+            | Error::Overloaded(name)
+            | Error::NoEndpoints(name)
+            | Error::NotReady(name, ..)
+            | Error::Discovery(name, _) => name.clone(),
+            Error::Denied { server, .. } => server.clone(),
+            Error::Connect(addr, _)
+            | Error::Handshake(addr, _)
+            | Error::WrongIdentity(addr, _)
+            | Error::Upstream(addr, _) => addr.to_string(),
+            _ => return None,
+        })
+    }
+
     /// May the request be sent to another endpoint?
     pub fn again(&self) -> Again {
         match self {

@@ -116,8 +116,7 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
     stop_free(serve_admin(&config, &metrics, &credentials, &control, log, &stop).serve(admin, axum::Router::new()));
     if let Some(addr) = config.tap_listen {
         let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
-        let routes = tonic::service::Routes::new(taps.service());
-        stop_free(grpc::serve(routes, listener, None, stop.clone()));
+        stop_free(grpc::serve(taps.routes(), listener, None, stop.clone()));
     }
 
     let mut threads = Vec::new();

@@ -2,11 +2,11 @@
 //!
 //! **Invariant:** metric handles are found once per connection, endpoint or rule; a request only touches them.
 
+mod about;
 mod handles;
 
 pub use handles::{ConnectionMetrics, EndpointMetrics};
 
-use crate::access;
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::metrics::{Direction, RequestMetrics, RouteLabels, RouteMetrics, TlsLabel};
@@ -17,8 +17,10 @@ use crate::request::{Connection, Side, respond};
 use crate::shard::PortPolicy;
 use crate::tap::{End, Observed, Tapped};
 use crate::tcp::Moved;
+use about::About;
 use gossamer_api::authorization::Authorization;
 use gossamer_api::policy::Meta;
+use gossamer_api::request_id::RequestId;
 use gossamer_engine::{Headers, RequestHead, ResponseHead};
 use handles::destination_tls;
 use std::net::SocketAddr;
@@ -54,17 +56,9 @@ pub struct Record<'a> {
     pick: Option<Pick>,
     rule: Option<Rc<Rule>>,
     tapped: Option<Box<Tapped>>,
-    access: Option<Box<Access>>,
+    about: Option<Box<About>>,
     /// Whoever sent a copy waits for how the real request ends.
     pub mirrored: Option<Rc<Verdict>>,
-}
-
-/// What only the access log wants.
-struct Access {
-    method: String,
-    authority: String,
-    path: String,
-    trace: Option<String>,
 }
 
 impl<'a> Record<'a> {
@@ -72,15 +66,7 @@ impl<'a> Record<'a> {
     pub fn request(conn: &'a Connection, head: &RequestHead) -> Self {
         let mut record = Record::new(conn, true);
         if conn.shard.config.access_log {
-            record.access = Some(Box::new(Access {
-                method: head.method.to_string(),
-                authority: head.authority().unwrap_or_default().to_string(),
-                path: head.path_only().to_string(),
-                trace: ["traceparent", "x-b3-traceid", "x-request-id"]
-                    .iter()
-                    .find_map(|name| head.headers.get_str(name))
-                    .map(str::to_string),
-            }));
+            record.about(head);
         }
         record
     }
@@ -108,7 +94,7 @@ impl<'a> Record<'a> {
             pick: None,
             rule: None,
             tapped: None,
-            access: None,
+            about: None,
             mirrored: None,
         }
     }
@@ -150,6 +136,7 @@ impl<'a> Record<'a> {
         handles.authz.http_deny.inc();
         handles.requests.request();
         self.metrics = Some(handles.requests);
+        self.matched(rule);
     }
 
     /// Inbound: whether an authorization let a connection in.
@@ -212,6 +199,23 @@ impl<'a> Record<'a> {
             route_labels: None,
         };
         self.tapped = self.conn.shard.taps.request(&observed, self.start).map(Box::new);
+        if let Some(id) = self.tapped.as_ref().map(|tapped| tapped.id) {
+            let about = self.about(head);
+            about.id = Some(id);
+            if let Some(pick) = pick {
+                about.sent_to(&pick.info);
+            }
+        }
+    }
+
+    /// What people may want to know of the request: kept from here on.
+    fn about(&mut self, head: &RequestHead) -> &mut About {
+        self.about.get_or_insert_with(|| Box::new(About::new(head)))
+    }
+
+    /// An attempt came to nothing, and perhaps another one follows.
+    pub fn attempt_failed(&mut self, head: &RequestHead, endpoint: SocketAddr, why: impl std::fmt::Display) {
+        self.about(head).attempt_failed(endpoint, why);
     }
 
     /// It stands: the endpoint has one connection more in flight until this record ends.
@@ -258,6 +262,9 @@ impl<'a> Record<'a> {
         }
         if let Some(tapped) = &mut self.tapped {
             tapped.response(head, now);
+            if let Some(about) = &mut self.about {
+                about.answered(head);
+            }
         }
     }
 
@@ -278,7 +285,7 @@ impl<'a> Record<'a> {
     }
 
     /// The exchange is over: its verdict goes to the endpoint's estimators.
-    pub fn finish(&mut self, pick: &Pick, streamed: Result<(), Error>) {
+    pub fn finish(&mut self, pick: &Pick, head: &RequestHead, streamed: Result<(), Error>) {
         match streamed {
             Ok(()) if self.is_success() => pick.succeed(Instant::now()),
             Ok(()) => pick.fail(Instant::now()),
@@ -286,6 +293,8 @@ impl<'a> Record<'a> {
                 // The client's going away says nothing about the endpoint.
                 if !matches!(error, Error::ClientGone) {
                     pick.fail(Instant::now());
+                    self.about(head).sent_to(&pick.info);
+                    self.name(head, &error);
                 }
                 self.failure = Some(error.reason());
                 self.count_error(&error);
@@ -293,18 +302,29 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The proxy answers a request itself.
-    pub fn refused(&mut self, head: &RequestHead, error: &Error) {
+    /// The proxy answers a request itself. Gives the name under which it will be remembered.
+    pub fn refused(&mut self, head: &RequestHead, error: &Error) -> RequestId {
         self.tap(None, head);
+        let id = self.name(head, error);
         self.failed(error);
+        id
+    }
+
+    /// Notes why it failed, and its name.
+    fn name(&mut self, head: &RequestHead, error: &Error) -> RequestId {
+        let journal = self.conn.shard.taps.journal();
+        let about = self.about.get_or_insert_with(|| Box::new(About::new(head)));
+        about.because(error);
+        *about.id.get_or_insert_with(|| journal.name())
     }
 
     /// It was not served.
     pub fn failed(&mut self, error: &Error) {
         self.status = respond::answer(error).status;
         self.latency = self.start.elapsed();
+        let id = self.id();
         if let Some(tapped) = &mut self.tapped {
-            tapped.response(&respond::compose(error, false).0, Instant::now());
+            tapped.response(&respond::compose(error, false, id).0, Instant::now());
         }
         if self.http && self.metrics.is_none() {
             // Not one endpoint saw it, and it counts all the same.
@@ -318,13 +338,18 @@ impl<'a> Record<'a> {
         }
     }
 
+    fn id(&self) -> Option<RequestId> {
+        self.about.as_ref().and_then(|about| about.id)
+    }
+
     fn count_error(&self, error: &Error) {
         let (metrics, reason) = (&self.conn.shard.metrics, error.reason());
         match self.http {
             true => metrics.http_errors(self.direction()).count(reason),
             false => metrics.tcp_errors(self.direction()).count(reason),
         }
-        tracing::debug!(client = %self.conn.client, target = %self.conn.target, reason, "{error}");
+        let id = self.id().map(tracing::field::display);
+        tracing::debug!(client = %self.conn.client, target = %self.conn.target, reason, id, "{error}");
     }
 
     /// A connection of bytes ended.
@@ -365,7 +390,11 @@ impl<'a> Record<'a> {
         if let Some(verdict) = self.mirrored.take() {
             verdict.reached(self.status, self.grpc);
         }
-        if let Some(tapped) = self.tapped.take() {
+        let watched = self.tapped.is_some();
+        if let Some(mut tapped) = self.tapped.take() {
+            if let Some(reason) = self.failure {
+                tapped.failed(reason);
+            }
             let end = match (self.failure, self.grpc) {
                 (Some(_), _) if self.received > 0 => End::Reset(2),
                 (_, Some(code)) => End::Grpc(code.into()),
@@ -373,33 +402,9 @@ impl<'a> Record<'a> {
             };
             tapped.end(end, self.received, None, Instant::now());
         }
-        if let Some(access) = self.access.take() {
-            self.log(&access);
+        if let Some(about) = self.about.take() {
+            about.over(self, watched);
         }
-    }
-
-    /// A line of the access log, as JSON on standard output.
-    fn log(&self, access: &Access) {
-        let line = serde_json::json!({
-            "timestamp": time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339).ok(),
-            "direction": self.direction().as_str(),
-            "client.addr": self.conn.client.to_string(),
-            "client.id": self.conn.peer.tls.identity().map(|identity| identity.as_str()),
-            "server.addr": self.endpoint.map(|addr| addr.to_string()),
-            "method": access.method,
-            "host": access.authority,
-            "path": access.path,
-            "trace_id": access.trace,
-            "status": self.status,
-            "grpc_status": self.grpc,
-            "reason": self.failure,
-            "route": self.rule.as_ref().map(|rule| rule.meta.to_string()),
-            "retries": self.retries,
-            "response_bytes": self.received,
-            "head_ns": self.latency.as_nanos() as u64,
-            "total_ns": self.start.elapsed().as_nanos() as u64,
-        });
-        access::log(line.to_string());
     }
 }
 

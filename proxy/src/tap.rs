@@ -4,9 +4,11 @@
 //! and, only while somebody taps, at the sessions. Events cross in bounded queues; what does not fit is dropped and
 //! counted. Only clients on this host are served, for a pod through a port-forward: there is no TLS on this port, and
 //! what passes through a proxy is nobody's business but that of who may enter its network namespace.
+//! Every request that fails or is watched has a name and is remembered for a while ([`journal`]).
 //!
 //! **Invariant:** a tap never delays or fails a request, and its memory is bounded whoever reads it however slowly.
 
+pub mod journal;
 mod matcher;
 #[cfg(test)]
 mod tests;
@@ -17,8 +19,12 @@ use arc_swap::ArcSwap;
 use gossamer_api::authorization::RateLimit;
 use gossamer_api::defaults::{TAP_QUEUE, TAP_SESSIONS};
 use gossamer_api::endpoint::Labels;
+use gossamer_api::keys::HEADER_PROXY_ERROR;
 use gossamer_api::process::grpc::PeerIdentity;
+use gossamer_api::request_id::RequestId;
+use gossamer_api::wire::mesh::requests_server::RequestsServer;
 use gossamer_engine::{Headers, RequestHead, ResponseHead, Version};
+use journal::Journal;
 use linkerd2_proxy_api::http_types;
 use linkerd2_proxy_api::tap as api;
 use linkerd2_proxy_api::tap::tap_event::http::{Event, RequestInit, ResponseEnd, ResponseInit, StreamId};
@@ -46,6 +52,8 @@ const HEADER_BYTES: usize = 8 * 1024;
 const QUEUE_WITH_HEADERS: usize = 256;
 /// Bytes of an `ObserveRequest`.
 const REQUEST_BYTES: usize = 64 * 1024;
+/// The label of the destination that has the reason code.
+pub const ERROR_LABEL: &str = "error";
 /// RST_STREAM code for what was given up.
 const CANCEL: u32 = 8;
 
@@ -62,6 +70,7 @@ struct Sessions {
     change: Mutex<()>,
     next: AtomicU32,
     dropped: Arc<Counter>,
+    journal: Journal,
 }
 
 #[derive(Debug)]
@@ -110,18 +119,14 @@ pub enum End {
 /// A request that somebody watches. Dropped before its end, it is reported as cancelled.
 #[derive(Debug)]
 pub struct Tapped {
-    watchers: Vec<Watcher>,
+    /// Its name, the same for all who watch.
+    pub id: RequestId,
+    watchers: Vec<Arc<Session>>,
     base: api::TapEvent,
     requested: Instant,
     responded: Option<Instant>,
     dropped: Arc<Counter>,
     ended: bool,
-}
-
-#[derive(Debug)]
-struct Watcher {
-    session: Arc<Session>,
-    stream: u64,
 }
 
 impl Taps {
@@ -133,6 +138,7 @@ impl Taps {
             change: Mutex::new(()),
             next: AtomicU32::new(1),
             dropped,
+            journal: Journal::new(),
         }))
     }
 
@@ -156,15 +162,16 @@ impl Taps {
             if session.rate.check(None, now).is_err() {
                 continue;
             }
-            let stream = session.seen.fetch_add(1, Ordering::Relaxed);
-            if stream + 1 >= session.limit {
+            let seen = session.seen.fetch_add(1, Ordering::Relaxed);
+            if seen + 1 >= session.limit {
                 // The last one: the stream ends when what it watches has ended.
                 self.0.remove(session.id);
             }
-            if stream >= session.limit {
+            if seen >= session.limit {
                 continue;
             }
             let tapped = tapped.get_or_insert_with(|| Tapped {
+                id: self.journal().name(),
                 watchers: Vec::new(),
                 base: base(observed),
                 requested: now,
@@ -172,19 +179,25 @@ impl Taps {
                 dropped: self.0.dropped.clone(),
                 ended: false,
             });
-            let watcher = Watcher { session: session.clone(), stream };
-            let event = Event::RequestInit(request_init(observed, &watcher));
+            let event = Event::RequestInit(request_init(observed, tapped.id, session.headers));
             // Whoever missed the beginning is not told the rest.
-            if watcher.send(&tapped.base, event, &tapped.dropped) {
-                tapped.watchers.push(watcher);
+            if session.send(&tapped.base, event, &tapped.dropped) {
+                tapped.watchers.push(session.clone());
             }
         }
         tapped.filter(|tapped| !tapped.watchers.is_empty())
     }
 
-    /// The gRPC service, for the control thread; serve it with `api::process::grpc`, which says who the client is.
-    pub fn service(&self) -> TapServer<TapService> {
-        TapServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES)
+    /// The requests that are remembered.
+    pub fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// The gRPC services, for the control thread; serve them with `api::process::grpc`, which says who the client is.
+    pub fn routes(&self) -> tonic::service::Routes {
+        let tap = TapServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES);
+        let requests = RequestsServer::new(TapService(self.clone())).max_decoding_message_size(REQUEST_BYTES);
+        tonic::service::Routes::new(tap).add_service(requests)
     }
 
     /// Starts a session; it ends when the events are dropped.
@@ -239,15 +252,26 @@ impl Tapped {
     pub fn response(&mut self, head: &ResponseHead, now: Instant) {
         self.responded = Some(now);
         let since = now.saturating_duration_since(self.requested);
+        // A proxy's answer, ours or that of the other end: the reason is a label, for those who don't want headers.
+        if let Some(said) = head.headers.get_str(HEADER_PROXY_ERROR) {
+            self.failed(said.split(':').next().unwrap_or(said));
+        }
         for watcher in &self.watchers {
             let status = (head.version == Version::Http2).then(|| (":status", head.status.to_string()));
             let event = Event::ResponseInit(ResponseInit {
-                id: Some(watcher.id()),
+                id: Some(stream_id(self.id)),
                 since_request_init: duration(since),
                 http_status: head.status.into(),
-                headers: watcher.session.headers.then(|| fields(status.iter(), &head.headers)),
+                headers: watcher.headers.then(|| fields(status.iter(), &head.headers)),
             });
             watcher.send(&self.base, event, &self.dropped);
+        }
+    }
+
+    /// The reason code, told with all that follows.
+    pub fn failed(&mut self, reason: &str) {
+        if let Some(meta) = &mut self.base.destination_meta {
+            meta.labels.insert(ERROR_LABEL.to_string(), reason.to_string());
         }
     }
 
@@ -265,12 +289,12 @@ impl Tapped {
         };
         for watcher in &self.watchers {
             let event = Event::ResponseEnd(ResponseEnd {
-                id: Some(watcher.id()),
+                id: Some(stream_id(self.id)),
                 since_request_init: duration(now.saturating_duration_since(self.requested)),
                 since_response_init: self.responded.and_then(|at| duration(now.saturating_duration_since(at))),
                 response_bytes: bytes,
                 eos: Some(api::Eos { end }),
-                trailers: trailers.filter(|_| watcher.session.headers).map(|trailers| fields([].iter(), trailers)),
+                trailers: trailers.filter(|_| watcher.headers).map(|trailers| fields([].iter(), trailers)),
             });
             watcher.send(&self.base, event, &self.dropped);
         }
@@ -285,15 +309,15 @@ impl Drop for Tapped {
     }
 }
 
-impl Watcher {
-    fn id(&self) -> StreamId {
-        StreamId { base: self.session.id, stream: self.stream }
-    }
+fn stream_id(id: RequestId) -> StreamId {
+    StreamId { base: id.base, stream: id.stream }
+}
 
+impl Session {
     fn send(&self, base: &api::TapEvent, event: Event, dropped: &Counter) -> bool {
         let http = api::tap_event::Http { event: Some(event) };
         let event = api::TapEvent { event: Some(api::tap_event::Event::Http(http)), ..base.clone() };
-        let sent = self.session.events.try_send(event);
+        let sent = self.events.try_send(event);
         if let Err(mpsc::error::TrySendError::Full(_)) = sent {
             dropped.inc();
         }
@@ -337,7 +361,7 @@ fn base(observed: &Observed<'_>) -> api::TapEvent {
 }
 
 /// Without the query, which may hold what nobody should see.
-fn request_init(observed: &Observed<'_>, watcher: &Watcher) -> RequestInit {
+fn request_init(observed: &Observed<'_>, id: RequestId, headers: bool) -> RequestInit {
     let head = observed.head;
     let authority = head.authority().unwrap_or_default();
     let pseudo = || {
@@ -351,12 +375,12 @@ fn request_init(observed: &Observed<'_>, watcher: &Watcher) -> RequestInit {
         all.into_iter().filter(|_| http2).collect::<Vec<_>>()
     };
     RequestInit {
-        id: Some(watcher.id()),
+        id: Some(stream_id(id)),
         method: Some(head.method.clone().into()),
         scheme: Some(http_types::Scheme::from(head.scheme.as_str())),
         authority: authority.to_string(),
         path: head.path_only().to_string(),
-        headers: watcher.session.headers.then(|| fields(pseudo().iter(), &head.headers)),
+        headers: headers.then(|| fields(pseudo().iter(), &head.headers)),
     }
 }
 

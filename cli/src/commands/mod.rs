@@ -114,7 +114,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Diagnostics(args) => looking(&args.what.scope().clone(), |place| diagnostics::run(args, place)),
         Command::Check(args) if args.inside => inside(Network::New, None, check::try_inside),
         Command::Check(args) => check::run(args),
-        Command::Why(args) => why::run(args),
+        Command::Why(args) => match args.request() {
+            Some(id) => looking(&args.scope.clone(), |place| why::request(args, id, place)),
+            None => why::run(args),
+        },
         Command::AsUser(args) => as_user::run(args),
         Command::Proxy(args) => Ok(proxy::run(args)),
         Command::Completion(args) => completion::run(args),

@@ -6,6 +6,8 @@ use crate::place::{Place, Scope};
 use crate::resource;
 use crate::tapping::{self, Filter, address, method_name, micros};
 use futures_util::StreamExt;
+use gossamer_api::request_id::RequestId;
+use gossamer_proxy::tap::ERROR_LABEL;
 use linkerd2_proxy_api::http_types::{self, headers::Header};
 use linkerd2_proxy_api::tap::tap_event::http::{Event, StreamId};
 use linkerd2_proxy_api::tap::tap_event::{self, EndpointMeta, ProxyDirection};
@@ -18,8 +20,9 @@ use std::time::Duration;
 
 /// Show requests as they happen
 ///
-/// Three lines for each: its request, the head of the response, the end of it. The proxies themselves tell; on a cluster
-/// they are reached by port-forward, so who may do that may tap.
+/// Three lines for each: its request, the head of the response, the end of it. Their id is what `meshctl why ID` explains
+/// for a while afterwards. The proxies themselves tell; on a cluster they are reached by port-forward, so who may do that
+/// may tap.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl tap web
@@ -98,8 +101,18 @@ fn http(event: &TapEvent) -> Option<&Event> {
     }
 }
 
+/// What `meshctl why` takes.
+fn name(id: &StreamId) -> String {
+    RequestId { base: id.base, stream: id.stream }.to_string()
+}
+
 fn id(id: &Option<StreamId>) -> String {
-    id.as_ref().map_or_else(|| "?".into(), |id| format!("{}:{}", id.base, id.stream))
+    id.as_ref().map_or_else(|| "?".into(), name)
+}
+
+/// The reason code, where a proxy answered instead of the endpoint.
+fn error(event: &TapEvent) -> Option<&String> {
+    event.destination_meta.as_ref().and_then(|meta| meta.labels.get(ERROR_LABEL))
 }
 
 /// The line that linkerd prints.
@@ -142,9 +155,14 @@ fn text_of(event: &TapEvent, wide: bool) -> Option<String> {
             )
         }
     };
+    if let Some(error) = error(event) {
+        line.push_str(&format!(" error={}", paint(clean(error), "31")));
+    }
     if wide {
         for (end, meta) in [("src", &event.source_meta), ("dst", &event.destination_meta)] {
-            for (key, value) in labels(meta).into_iter().filter(|(key, _)| *key != "tls") {
+            for (key, value) in
+                labels(meta).into_iter().filter(|(key, _)| !["tls", ERROR_LABEL].contains(&key.as_str()))
+            {
                 line.push_str(&format!(" {end}_{key}={}", clean(value)));
             }
         }
@@ -161,7 +179,7 @@ fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// The object that linkerd prints.
+/// The object that linkerd prints, with the names of requests.
 fn json_of(event: &TapEvent) -> Option<Value> {
     let end = |address_: &Option<_>, meta| match address(address_) {
         Some(at) => json!({ "ip": at.ip().to_string(), "port": at.port(), "metadata": labels(meta) }),
@@ -173,7 +191,8 @@ fn json_of(event: &TapEvent) -> Option<Value> {
         "routeMeta": event.route_meta.as_ref().map(|meta| &meta.labels),
         "proxyDirection": event.proxy_direction().as_str_name(),
     });
-    let id = |id: &Option<StreamId>| id.as_ref().map(|id| json!({ "base": id.base, "stream": id.stream }));
+    let id =
+        |id: &Option<StreamId>| id.as_ref().map(|id| json!({ "base": id.base, "stream": id.stream, "name": name(id) }));
     let (key, inner) = match http(event)? {
         Event::RequestInit(request) => (
             "requestInitEvent",

@@ -78,9 +78,9 @@ pub async fn handle(conn: &Connection, head: &mut RequestHead, down: &mut Downst
     match forward(conn, head, down, &mut record).await {
         Ok(after) => after,
         Err(error) => {
-            record.refused(head, &error);
+            let id = record.refused(head, &error);
             let version = if record.was_upgraded { Version::Http2 } else { head.version };
-            respond::send(&error, version, head.is_grpc(), head.method == Method::HEAD, down);
+            respond::send(&error, id, version, head.is_grpc(), head.method == Method::HEAD, down);
             After::Ready
         }
     }
@@ -126,6 +126,9 @@ async fn forward(
             let attempt = pin!(attempt(&plan, head, &mut body, &tried, &mut response, down, record));
             exchange::before(exchange::earlier(deadline, limit), attempt).await
         };
+        if let Err(Failed { error, endpoint: Some(addr), .. }) = &outcome {
+            record.attempt_failed(head, *addr, error);
+        }
         let wanted = match &outcome {
             _ if !may_retry(conn, &outcome) => false,
             Ok(_) => decider.wants(&Outcome::Response {
@@ -150,7 +153,10 @@ async fn forward(
             record.retried();
         }
         match outcome {
-            Ok((pick, _)) => tried.push(pick.info.addr),
+            Ok((pick, _)) => {
+                record.attempt_failed(head, pick.info.addr, format_args!("answered {}", response.status));
+                tried.push(pick.info.addr);
+            }
             Err(Failed { endpoint: Some(addr), error, .. }) => {
                 tried.push(addr);
                 cause = Some(Box::new(error));
@@ -190,7 +196,7 @@ async fn forward(
     let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
     let complete = streamed.is_ok();
     conn.shard.give_head(response);
-    record.finish(&pick, streamed);
+    record.finish(&pick, head, streamed);
     if let Upstream::H1(client, _) = up
         && complete
     {

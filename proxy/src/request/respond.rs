@@ -3,7 +3,8 @@
 use super::ends::Downstream;
 use crate::error::Error;
 use bytes::Bytes;
-use gossamer_api::keys::HEADER_PROXY_ERROR;
+use gossamer_api::keys::{HEADER_PROXY_ERROR, HEADER_REQUEST};
+use gossamer_api::request_id::RequestId;
 use gossamer_engine::h1::Length;
 use gossamer_engine::{ResponseHead, Version};
 
@@ -65,8 +66,8 @@ pub fn answer(error: &Error) -> Answer {
     Answer { status, grpc, close }
 }
 
-/// The head and body of an answer. The header names the reason and the object that decided.
-pub fn compose(error: &Error, grpc: bool) -> (ResponseHead, Bytes) {
+/// The head and body of an answer. The headers name the reason, the object that decided, and the request.
+pub fn compose(error: &Error, grpc: bool, id: Option<RequestId>) -> (ResponseHead, Bytes) {
     let Answer { status, grpc: code, .. } = answer(error);
     let text = format!("{}: {error}", error.reason());
     let mut head = ResponseHead::new(if grpc { 200 } else { status });
@@ -76,6 +77,9 @@ pub fn compose(error: &Error, grpc: bool) -> (ResponseHead, Bytes) {
         return (head, Bytes::new());
     }
     head.headers.append(HEADER_PROXY_ERROR, printable(&text));
+    if let Some(id) = id {
+        head.headers.append(HEADER_REQUEST, id.to_string());
+    }
     if grpc {
         head.headers.append("content-type", "application/grpc");
         head.headers.append("grpc-status", code.to_string());
@@ -89,8 +93,8 @@ pub fn compose(error: &Error, grpc: bool) -> (ResponseHead, Bytes) {
 }
 
 /// Sends an answer. The client may be in any state before the response's head.
-pub fn send(error: &Error, version: Version, grpc: bool, head_only: bool, down: &mut Downstream<'_>) {
-    let (mut head, body) = compose(error, grpc && version == Version::Http2);
+pub fn send(error: &Error, id: RequestId, version: Version, grpc: bool, head_only: bool, down: &mut Downstream<'_>) {
+    let (mut head, body) = compose(error, grpc && version == Version::Http2, Some(id));
     head.version = version;
     if answer(error).close
         && let Downstream::H1(server) = down
@@ -128,25 +132,28 @@ fn percent(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const ID: RequestId = RequestId { base: 42, stream: 7 };
+
     #[test]
     fn an_answer_names_its_reason_and_the_object() {
-        let (head, body) = compose(&Error::NoEndpoints("catalog.demo.svc.cluster.local:80".into()), false);
+        let (head, body) = compose(&Error::NoEndpoints("catalog.demo.svc.cluster.local:80".into()), false, Some(ID));
         assert_eq!(head.status, 503);
         let header = head.headers.get_str(HEADER_PROXY_ERROR).unwrap();
         assert_eq!(header, "no-endpoints: catalog.demo.svc.cluster.local:80 has no endpoints");
         assert_eq!(&body[..], format!("{header}\n").as_bytes());
+        assert_eq!(head.headers.get_str(HEADER_REQUEST), Some("0000002a-7"));
     }
 
     #[test]
     fn a_grpc_client_gets_a_grpc_status() {
-        let (head, body) = compose(&Error::Overloaded("a%b".into()), true);
+        let (head, body) = compose(&Error::Overloaded("a%b".into()), true, None);
         assert_eq!((head.status, head.headers.get_str("grpc-status"), body.len()), (200, Some("14"), 0));
         assert_eq!(head.headers.get_str("grpc-message"), Some("too many requests wait for a%25b"));
     }
 
     #[test]
     fn what_a_client_sent_cannot_break_the_header() {
-        let (head, _) = compose(&Error::NoRoute("x\r\nset-cookie: a".into()), false);
+        let (head, _) = compose(&Error::NoRoute("x\r\nset-cookie: a".into()), false, None);
         assert!(!head.headers.get(HEADER_PROXY_ERROR).unwrap().contains(&b'\r'));
     }
 }

@@ -36,8 +36,8 @@ pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Out
                     let error = Error::of_client(error);
                     if !matches!(error, Error::ClientGone) {
                         let mut record = Record::request(&conn, &head);
-                        record.failed(&error);
-                        respond::send(&error, Version::Http11, false, false, &mut Downstream::H1(&mut server));
+                        let id = record.refused(&head, &error);
+                        respond::send(&error, id, Version::Http11, false, false, &mut Downstream::H1(&mut server));
                     }
                     break;
                 }

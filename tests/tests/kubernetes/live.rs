@@ -60,6 +60,10 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
         let events: Vec<Value> = text(&tap.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let requests = events.iter().filter(|event| event["requestInitEvent"]["path"] == "/").count();
         assert!(requests > 10, "{requests} of {}", events.len());
+        let named = events.iter().find_map(|event| event["requestInitEvent"]["id"]["name"].as_str()).unwrap();
+        let why = meshctl(&space, &["why", named], &["-o", "json"]);
+        let stories: Value = serde_json::from_slice(&why.stdout).unwrap_or_else(|_| panic!("{}", text(&why.stderr)));
+        assert!(stories[0]["request"] == named && stories[0]["path"] == "/", "{stories:#}");
         load.join().unwrap().assert_none_failed();
     });
     let edges = seen(&space, &["edges"]);

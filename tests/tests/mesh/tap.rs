@@ -1,6 +1,9 @@
 //! The tap API: live requests, matched, with their headers where asked for, bounded.
 
 use crate::{Pair, WEB, http_pair};
+use gossamer_api::request_id::RequestId;
+use gossamer_api::wire::mesh::requests_client::RequestsClient;
+use gossamer_api::wire::mesh::{RequestName, RequestStory};
 use gossamer_tests::app;
 use gossamer_tests::client::{H1, post_request};
 use gossamer_tests::expect::{eventually, within};
@@ -165,10 +168,12 @@ async fn a_refusal_has_one_word_everywhere() {
 
     let (_, init) = next(&mut events).await;
     assert!(matches!(init, Event::RequestInit(_)), "{init:?}");
-    let (_, init) = next(&mut events).await;
+    let (event, init) = next(&mut events).await;
     let Event::ResponseInit(ResponseInit { http_status, headers, .. }) = init else { panic!("{init:?}") };
     let told = header(&headers, "l5d-proxy-error").unwrap_or_default();
     assert!(http_status == 403 && told.starts_with("denied"), "{http_status} {told:?}");
+    let labels = event.destination_meta.unwrap_or_default().labels;
+    assert_eq!(labels.get("error").map(String::as_str), Some("denied"), "for those who want no headers");
 
     let metrics = web.metrics().await;
     assert_eq!(metrics.sum("inbound_http_errors_total", &[("error", "denied")]), before + 1.0, "{}", metrics.text);
@@ -179,4 +184,65 @@ async fn a_refusal_has_one_word_everywhere() {
         lines.filter(|line| line["path"] == "/secret").find(|line| line["reason"] == "denied" && line["status"] == 403)
     })
     .await;
+}
+
+/// What a proxy remembers of a request.
+async fn explain(tap: SocketAddr, name: &str) -> Result<RequestStory, tonic::Status> {
+    let channel = Channel::from_shared(format!("http://{tap}")).unwrap().connect().await.unwrap();
+    let RequestId { base, stream } = name.parse().unwrap();
+    RequestsClient::new(channel).explain(RequestName { base, stream }).await.map(tonic::Response::into_inner)
+}
+
+/// The id that the client got is explained by the proxy that gave it, afterwards, without a tap.
+#[tokio::test]
+async fn a_refused_request_is_explained_by_its_id() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    mesh.apply("only-friends.yaml", ONLY_FRIENDS);
+    let answer = eventually("the policy is in force", || async {
+        let answer = H1::connect(shop.to(WEB)).await.send(post_request("web", "/secret?token=1", "x")).await.ok()?;
+        (answer.status == 403).then_some(answer)
+    })
+    .await;
+    let id = answer.header("gossamer-request");
+    let story = eventually("the story", || async { explain(web.tap(), id).await.ok() }).await;
+    assert_eq!((story.reason.as_str(), story.status, story.outbound), ("denied", 403, false), "{story:#?}");
+    assert_eq!((story.method.as_str(), story.path.as_str()), ("POST", "/secret"), "{story:#?}");
+    assert!(story.decided_by.contains("only-friends") && story.client_id.starts_with("shop.test."), "{story:#?}");
+    assert!(!story.policy.is_empty() && story.authorization.is_empty() && story.unix_ms > 0, "{story:#?}");
+    let error = explain(shop.tap(), id).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::NotFound, "another proxy has other requests");
+}
+
+/// From our side: nobody listens there, and each attempt is told.
+#[tokio::test]
+async fn a_failed_request_names_its_endpoint_and_each_attempt() {
+    let mesh = Mesh::start().await;
+    let shop = mesh.workload("shop").calls("127.0.0.1:9").start().await;
+    let answer = H1::connect(shop.to("127.0.0.1:9")).await.send(post_request("gone", "/", "x")).await.unwrap();
+    assert!(answer.status >= 502, "{answer:?}");
+    let id = answer.header("gossamer-request");
+    let story = eventually("the story", || async { explain(shop.tap(), id).await.ok() }).await;
+    assert_eq!((story.reason, story.status, story.outbound), (answer.reason().into(), answer.status.into(), true));
+    assert!(story.failed.iter().any(|one| one.endpoint == "127.0.0.1:9"), "{:?}", story.failed);
+    assert!(story.total_us >= story.head_us && story.head_us > 0);
+}
+
+/// A tapped success can be looked up as well, by the id of its line; both proxies have their own.
+#[tokio::test]
+async fn a_tapped_request_is_explained_by_the_id_of_its_line() {
+    let (pair, _) = http_pair().await;
+    let request = ObserveRequest { limit: 10, r#match: Some(path_prefix("/bytes")), extract: None };
+    let mut events = observe(pair.shop.tap(), request).await;
+    let mut client = H1::connect(pair.entry()).await;
+    client.send(post_request("web", "/bytes/7", "body")).await.unwrap();
+    let (_, init) = next(&mut events).await;
+    let Event::RequestInit(RequestInit { id: Some(id), .. }) = init else { panic!("{init:?}") };
+    let name = RequestId { base: id.base, stream: id.stream }.to_string();
+    let story = eventually("the story", || async { explain(pair.shop.tap(), &name).await.ok() }).await;
+    assert_eq!((story.status, story.reason.as_str(), story.response_bytes), (200, "", 7), "{story:#?}");
+    assert!(story.endpoint_id.starts_with("web.test.") && !story.endpoint.is_empty(), "{story:#?}");
+    assert!(explain(pair.web.tap(), &name).await.is_err());
 }
