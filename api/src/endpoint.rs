@@ -55,9 +55,9 @@ impl Endpoint {
 /// Whose certificate the endpoint must show.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerTls {
-    /// The name that its certificate must carry.
+    /// Who its certificate must prove it to be.
     pub identity: Identity,
-    /// The SNI to send; usually the same.
+    /// The SNI to send, a DNS-like name; usually the same.
     pub server_name: Identity,
 }
 

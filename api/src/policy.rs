@@ -2,6 +2,7 @@
 //!
 //! HTTP and gRPC routes have one form: a gRPC method match is a path match, a gRPC retry condition sits beside the HTTP one.
 
+use crate::defaults;
 use crate::endpoint::Endpoint;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -474,6 +475,14 @@ pub struct Queue {
     pub capacity: u32,
     /// How long before they fail.
     pub failfast: Duration,
+}
+
+impl Queue {
+    /// The same where every endpoint has just refused. The default, which control planes send without anybody having
+    /// asked for it, is more than it takes to know that; what somebody asked for counts.
+    pub fn refused_failfast(&self) -> Duration {
+        if self.failfast == defaults::QUEUE_FAILFAST { defaults::REFUSED_FAILFAST } else { self.failfast }
+    }
 }
 
 /// Ejection of failing endpoints.

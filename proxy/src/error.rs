@@ -28,6 +28,9 @@ pub enum Error {
     /// The head of the client's request is too large.
     #[error("request head too large")]
     HeadTooLarge,
+    /// The client sends more than any use needs.
+    #[error("{0}")]
+    Flood(&'static str),
     /// No route of the target matches.
     #[error("no route of {0} matches the request")]
     NoRoute(String),
@@ -128,6 +131,11 @@ pub const REASONS: &[(&str, &str, &str)] = &[
         "The client's bytes are not valid HTTP, or ambiguous about where a message ends.",
         "Look at the client; the proxy never forwards a message that two parsers could read differently.",
     ),
+    (
+        "flood",
+        "The client's HTTP/2 connection reset, pinged or split more than any use needs, and was closed.",
+        "Look at the client: it is broken, or an attack (rapid reset, CONTINUATION flood).",
+    ),
     ("head-too-large", "The request's head is larger than 64 KiB.", "Shorten cookies or headers."),
     (
         "no-route",
@@ -211,6 +219,7 @@ impl Error {
         match self {
             Error::BadRequest(_) => "bad-request",
             Error::HeadTooLarge => "head-too-large",
+            Error::Flood(_) => "flood",
             Error::NoRoute(_) => "no-route",
             Error::Denied { .. } => "denied",
             Error::Forbidden(_) => "forbidden",
@@ -291,6 +300,7 @@ impl Error {
         match error {
             engine::Error::Malformed(rule) => Error::BadRequest(rule),
             engine::Error::HeadTooLarge => Error::HeadTooLarge,
+            engine::Error::Flood(what) => Error::Flood(what),
             _ => Error::ClientGone,
         }
     }

@@ -197,11 +197,12 @@ async fn spoken(
         None => Box::pin(port.policy()).await,
     };
     let mut first = BytesMut::from(first);
+    // What is declared to be bytes is not looked at, nor waited for.
+    if policy.as_ref().is_ok_and(|policy| carries_bytes(policy.protocol)) {
+        session = Spoken::Bytes;
+    }
     if session == Spoken::Unknown {
-        session = match &policy {
-            Ok(policy) if policy.protocol == Declared::Opaque => Spoken::Bytes,
-            _ => inside(&shard, &mut io, &mut first).await,
-        };
+        session = inside(&shard, &mut io, &mut first).await;
     }
     let conn = Rc::new(Connection {
         metrics: ConnectionMetrics::inbound(&shard, policy.as_deref().ok(), &peer, target),
@@ -212,15 +213,22 @@ async fn spoken(
         shard,
     });
     io.measure(conn.metrics.tcp().open(), first.len());
-    let opaque = policy.as_ref().is_ok_and(|policy| policy.protocol == Declared::Opaque);
     match session {
         // Requests are answered one by one, also those that must be refused.
-        Spoken::Http1 if !opaque => return Some(Box::pin(serve::http1(conn, io, first.freeze()))),
-        Spoken::Http2 if !opaque => return Some(Box::pin(serve::http2(conn, io, first.freeze()))),
+        Spoken::Http1 => return Some(Box::pin(serve::http1(conn, io, first.freeze()))),
+        Spoken::Http2 => return Some(Box::pin(serve::http2(conn, io, first.freeze()))),
         Spoken::Nothing => return Box::pin(silent(conn, policy, io)).await,
         _ => Box::pin(bytes(conn, policy, io, first.freeze())).await,
     }
     None
+}
+
+/// TLS that comes here is the workload's own: the mesh's was taken off before.
+fn carries_bytes(declared: Declared) -> bool {
+    match declared {
+        Declared::Opaque | Declared::Tls => true,
+        Declared::Unknown | Declared::Http => false,
+    }
 }
 
 /// Bytes to the workload.
@@ -300,6 +308,10 @@ async fn late(conn: Rc<Connection>, mut near: Stream, mut first: BytesMut) -> La
     let shard = conn.shard.clone();
     let Side::Inbound(port, _) = &conn.side else { return None };
     let policy = Box::pin(port.policy()).await;
+    if policy.as_ref().is_ok_and(|policy| carries_bytes(policy.protocol)) {
+        bytes(conn, policy, near, first.freeze()).await;
+        return None;
+    }
     match inside(&shard, &mut near, &mut first).await {
         Spoken::Http1 => return Some(Box::pin(serve::http1(conn, near, first.freeze()))),
         Spoken::Http2 => return Some(Box::pin(serve::http2(conn, near, first.freeze()))),
@@ -400,5 +412,18 @@ async fn inside(shard: &Shard, io: &mut Stream, first: &mut BytesMut) -> Spoken 
             Err(_) if first.is_empty() => return Spoken::Nothing,
             _ => return Spoken::Bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_declared_to_be_bytes_is_not_looked_at() {
+        let looked_at = |declared: &Declared| !carries_bytes(*declared);
+        let all = [Declared::Unknown, Declared::Http, Declared::Opaque, Declared::Tls];
+        let kept: Vec<_> = all.iter().filter(|declared| looked_at(declared)).collect();
+        assert_eq!(kept, [&Declared::Unknown, &Declared::Http]);
     }
 }

@@ -45,7 +45,10 @@ pub struct Record<'a> {
     over: bool,
     status: u16,
     grpc: Option<u16>,
-    failure: Option<&'static str>,
+    /// Why the proxy answered, or why the response broke off.
+    reason: Option<&'static str>,
+    /// That was an error: a redirect is none.
+    failed: bool,
     retries: u32,
     received: u64,
     /// Until the response's head.
@@ -85,7 +88,8 @@ impl<'a> Record<'a> {
             over: false,
             status: 0,
             grpc: None,
-            failure: None,
+            reason: None,
+            failed: false,
             retries: 0,
             received: 0,
             latency: Duration::ZERO,
@@ -296,7 +300,8 @@ impl<'a> Record<'a> {
                     self.about(head).sent_to(&pick.info);
                     self.name(head, &error);
                 }
-                self.failure = Some(error.reason());
+                self.reason = Some(error.reason());
+                self.failed = true;
                 self.count_error(&error);
             }
         }
@@ -332,8 +337,9 @@ impl<'a> Record<'a> {
             metrics.request();
             self.metrics = Some(metrics);
         }
+        self.reason = Some(error.reason());
         if !matches!(error, Error::Redirect { .. }) {
-            self.failure = Some(error.reason());
+            self.failed = true;
             self.count_error(error);
         }
     }
@@ -361,7 +367,7 @@ impl<'a> Record<'a> {
     }
 
     fn is_success(&self) -> bool {
-        self.failure.is_none()
+        !self.failed
             && match self.grpc {
                 Some(code) => !GRPC_FAILURES.contains(&code),
                 None => self.status < 500,
@@ -371,13 +377,14 @@ impl<'a> Record<'a> {
     fn end_request(&mut self) {
         if self.status == 0 {
             // Cancelled before an answer.
-            self.failure = Some("client-gone");
+            self.reason = Some("client-gone");
+            self.failed = true;
             self.status = 499;
             self.latency = self.start.elapsed();
         }
         if let Some(metrics) = &self.metrics {
-            match self.failure {
-                Some(reason) => metrics.failure(self.status, self.grpc, reason, self.latency),
+            match self.reason {
+                Some(reason) => metrics.answered(self.status, self.grpc, self.is_success(), reason, self.latency),
                 None => metrics.response(self.status, self.grpc, self.is_success(), self.latency),
             }
         }
@@ -385,18 +392,18 @@ impl<'a> Record<'a> {
         if let Some(Meta::Resource { .. }) = self.rule.as_ref().map(|rule| &rule.meta)
             && let Some(route) = self.route()
         {
-            route.response(self.failure.is_none() && self.is_success(), self.latency);
+            route.response(self.is_success(), self.latency);
         }
         if let Some(verdict) = self.mirrored.take() {
             verdict.reached(self.status, self.grpc);
         }
         let watched = self.tapped.is_some();
         if let Some(mut tapped) = self.tapped.take() {
-            if let Some(reason) = self.failure {
+            if let Some(reason) = self.reason {
                 tapped.failed(reason);
             }
-            let end = match (self.failure, self.grpc) {
-                (Some(_), _) if self.received > 0 => End::Reset(2),
+            let end = match (self.failed, self.grpc) {
+                (true, _) if self.received > 0 => End::Reset(2),
                 (_, Some(code)) => End::Grpc(code.into()),
                 _ => End::Complete,
             };

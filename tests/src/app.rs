@@ -182,7 +182,7 @@ impl Frames {
 ///
 /// `/echo` the request's body and trailers back, as they come; `/read` the body, once it is there; `/head` its head as text; `/status/N`; `/bytes/N`; `/slow/MS`;
 /// `/hang` never; `/flood/N` N chunks of 16 KiB as fast as they are taken; `/fail/N/KEY` 503 for the first N requests with the KEY; `/unavailable/N` the same in
-/// gRPC; `/slow-once/MS`; `/early` 413 without reading; `/drop` breaks the
+/// gRPC, `/unavailable-late/N` with the status in trailers after a head (later than it where N > 1); `/slow-once/MS`; `/early` 413 without reading; `/drop` breaks the
 /// connection; `/cut` breaks it within the body; `/trailers`; `/upgrade` 101 and then an echo, as for CONNECT.
 ///
 /// Every answer says `x-app: NAME`. Requests with a gRPC content type get trailers with `grpc-status`.
@@ -192,6 +192,7 @@ pub struct Http {
     delay: Duration,
     broken: bool,
     goodbye: Option<usize>,
+    streams: u32,
     seen: Arc<Mutex<Vec<Seen>>>,
     failed: Arc<Mutex<HashMap<String, u32>>>,
     given_up: Arc<AtomicUsize>,
@@ -218,6 +219,7 @@ pub fn http(name: &'static str) -> Http {
         delay: Duration::ZERO,
         broken: false,
         goodbye: None,
+        streams: 1000,
         seen: Arc::default(),
         failed: Arc::default(),
         given_up: Arc::default(),
@@ -250,6 +252,12 @@ impl Http {
         self
     }
 
+    /// Serves so many requests at once on each connection of HTTP/2.
+    pub fn streams(mut self, count: u32) -> Http {
+        self.streams = count;
+        self
+    }
+
     /// How many requests to `/hang` were given up by whoever asked.
     pub fn given_up(&self) -> usize {
         self.given_up.load(Ordering::Relaxed)
@@ -276,7 +284,7 @@ impl Http {
         if !matches!(io.peek(&mut start).await, Ok(count) if count > 0) {
             return;
         }
-        let goodbye = self.goodbye;
+        let (goodbye, streams) = (self.goodbye, self.streams);
         let enough = Arc::new(Notify::new());
         let (here, tell) = (AtomicUsize::new(0), enough.clone());
         let service = service_fn(move |request| {
@@ -287,7 +295,7 @@ impl Http {
         });
         let result = if start.starts_with(b"PRI") {
             let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            http.timer(TokioTimer::new()).max_concurrent_streams(1000).enable_connect_protocol();
+            http.timer(TokioTimer::new()).max_concurrent_streams(streams).enable_connect_protocol();
             let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
             tokio::select! {
                 result = connection.as_mut() => result,
@@ -362,6 +370,20 @@ impl Http {
                 let mut response = Response::new(empty());
                 response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
                 response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+                response
+            }
+            "unavailable-late" if !self.is_over(&path, number()) => {
+                // The status follows the head by itself, with no content between them.
+                let (sender, body) = channel_of();
+                let wait = if number() > 1 { Duration::from_millis(50) } else { Duration::ZERO };
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", HeaderValue::from_static("14"));
+                    let _ = sender.send(Ok(Frame::trailers(trailers))).await;
+                });
+                let mut response = Response::new(body);
+                response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
                 response
             }
             "slow-once" => {

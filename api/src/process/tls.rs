@@ -11,11 +11,14 @@ use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -218,6 +221,16 @@ impl Credentials {
         config
     }
 
+    /// The same, to believe a server that proves to be `expected`, whatever name [`connect`] asks for. Neither kept nor
+    /// with sessions to resume, which are found by the name alone: only few servers are asked for by another name.
+    pub fn client_config_expecting(&self, alpn: &[&[u8]], expected: &Identity) -> Arc<ClientConfig> {
+        let mut config = (*self.client_config(alpn)).clone();
+        config.resumption = rustls::client::Resumption::disabled();
+        let verifier = Expecting { anchors: self.anchors.clone(), expected: expected.clone() };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        Arc::new(config)
+    }
+
     /// To accept with. `alpn` in order of preference; empty: any client, also one that asks for a protocol.
     /// Made once and kept.
     pub fn server_config(&self, alpn: &[&[u8]], auth: ClientAuth) -> Arc<ServerConfig> {
@@ -278,8 +291,8 @@ where
     Ok(stream)
 }
 
-/// Connects TLS over `io` to the server with the certificate of `name`, within [`defaults::HANDSHAKE_TIMEOUT`].
-/// Dropping the future closes the connection.
+/// Connects TLS over `io` to the server that is called `name`, within [`defaults::HANDSHAKE_TIMEOUT`].
+/// Whether it must have the certificate of that name, the configuration says. Dropping the future closes the connection.
 pub async fn connect<I>(
     config: Arc<ClientConfig>,
     name: &Identity,
@@ -294,14 +307,76 @@ where
     Ok(stream)
 }
 
-/// Whose certificate a verified chain is: its first DNS name. Nobody's, if that is no identity.
+/// Whose certificate a verified chain is: the first of its names that is an identity. Source: linkerd2-proxy
+/// (`meshtls/verifier`).
 pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Option<Identity> {
-    let leaf = parse(certificates.first()?).ok()?;
-    let names = leaf.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.parse().ok()),
+    identities(certificates.first()?).into_iter().next()
+}
+
+/// All that a certificate says its owner is, DNS-like names and SPIFFE IDs.
+fn identities(certificate: &CertificateDer<'_>) -> Vec<Identity> {
+    let Ok(leaf) = parse(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else { return Vec::new() };
+    let identity = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => name.parse().ok(),
+        GeneralName::URI(id) => Identity::spiffe(id).ok(),
         _ => None,
-    })?
+    };
+    names.value.general_names.iter().filter_map(identity).collect()
+}
+
+/// Believes a server that proves one identity, whatever name it was asked for by.
+#[derive(Debug)]
+struct Expecting {
+    anchors: Anchors,
+    expected: Identity,
+}
+
+impl ServerCertVerifier for Expecting {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let roots = &self.anchors.0.roots;
+        if let Ok(name) = server_name(&self.expected) {
+            return verifier(roots.clone()).verify_server_cert(leaf, intermediates, &name, ocsp, now);
+        }
+        // webpki knows no URIs: the chain is verified by it, the name here.
+        let algorithms = provider().signature_verification_algorithms.all;
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        match identities(leaf).contains(&self.expected) {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(rustls::CertificateError::NotValidForName.into()),
+        }
+    }
+
+    /// Never asked: TLS 1.3 only.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verifier(self.anchors.0.roots.clone()).verify_tls12_signature(message, leaf, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verifier(self.anchors.0.roots.clone()).verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// When a certificate ends.

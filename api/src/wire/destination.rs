@@ -6,7 +6,7 @@ use super::{
     each, meta_from_proto, meta_to_proto, required,
 };
 use crate::endpoint::{Endpoint, EndpointUpdate, Http2Params, ProtocolHint, ServerTls};
-use crate::workload::Identity;
+use crate::workload::{Identity, InvalidIdentity};
 use linkerd2_proxy_api::destination::{self as proto, http2_client_params, protocol_hint, tls_identity, update};
 
 /// Asks for the replicas of `name:port`. The token is what the proxy says about itself (a workload as JSON).
@@ -96,23 +96,33 @@ pub fn endpoint_from_proto(from: proto::WeightedAddr) -> Decoded<Endpoint> {
 
 fn tls_to_proto(from: &ServerTls) -> proto::TlsIdentity {
     let name = |identity: &Identity| tls_identity::DnsLikeIdentity { name: identity.as_str().to_string() };
+    let uri = || tls_identity::UriLikeIdentity { uri: from.identity.as_str().to_string() };
     proto::TlsIdentity {
-        strategy: Some(tls_identity::Strategy::DnsLikeIdentity(name(&from.identity))),
+        strategy: Some(match from.identity.is_spiffe() {
+            false => tls_identity::Strategy::DnsLikeIdentity(name(&from.identity)),
+            true => tls_identity::Strategy::UriLikeIdentity(uri()),
+        }),
         server_name: Some(name(&from.server_name)),
     }
 }
 
 fn tls_from_proto(from: proto::TlsIdentity) -> Decoded<ServerTls> {
-    let parse =
-        |name: &str, field: &str| name.parse::<Identity>().map_err(|error| InvalidMessage::new(field, error.reason));
-    let server_name = from.server_name.map(|server| parse(&server.name, "server_name")).transpose()?;
-    // Certificates are verified by their DNS-like name. Where only a SPIFFE ID is named, the server name is demanded
-    // instead: stricter than asked, never looser.
+    let wrong = |field: &'static str| move |error: InvalidIdentity| InvalidMessage::new(field, error.reason);
+    let server_name = from.server_name.map(|server| server.name.parse::<Identity>().map_err(wrong("server_name")));
+    let server_name = server_name.transpose()?;
     let identity = match from.strategy {
-        Some(tls_identity::Strategy::DnsLikeIdentity(dns)) => parse(&dns.name, "dns_like_identity")?,
-        Some(tls_identity::Strategy::UriLikeIdentity(_)) | None => required(server_name.clone(), "server_name")?,
+        Some(tls_identity::Strategy::DnsLikeIdentity(dns)) => dns.name.parse().map_err(wrong("dns_like_identity"))?,
+        Some(tls_identity::Strategy::UriLikeIdentity(uri)) => {
+            Identity::spiffe(&uri.uri).map_err(wrong("uri_like_identity"))?
+        }
+        None => required(server_name.clone(), "server_name")?,
     };
-    Ok(ServerTls { server_name: server_name.unwrap_or_else(|| identity.clone()), identity })
+    // A SPIFFE ID can't be sent as SNI.
+    let server_name = match server_name {
+        None if !identity.is_spiffe() => identity.clone(),
+        server_name => required(server_name, "server_name")?,
+    };
+    Ok(ServerTls { server_name, identity })
 }
 
 fn hint_to_proto(hint: ProtocolHint, transport_port: Option<u16>) -> Option<proto::ProtocolHint> {

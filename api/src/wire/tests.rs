@@ -5,6 +5,7 @@ use super::*;
 use crate::authorization::*;
 use crate::endpoint::*;
 use crate::policy::*;
+use crate::workload::Identity;
 use linkerd2_proxy_api::{destination, http_route, inbound, outbound};
 use proptest::prelude::*;
 use prost::Message;
@@ -55,7 +56,9 @@ fn identity() -> impl Strategy<Value = crate::workload::Identity> {
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     let hint = prop_oneof![Just(ProtocolHint::Unknown), Just(ProtocolHint::Http2), Just(ProtocolHint::Opaque)];
-    let tls = (identity(), identity()).prop_map(|(identity, server_name)| ServerTls { identity, server_name });
+    let spiffe = "spiffe://[a-z]{1,8}(/[a-zA-Z0-9]{1,8}){1,4}".prop_map(|id| Identity::spiffe(&id).unwrap());
+    let proved = prop_oneof![identity(), spiffe];
+    let tls = (proved, identity()).prop_map(|(identity, server_name)| ServerTls { identity, server_name });
     let window = || proptest::option::of(1..u32::MAX);
     let http2 = (window(), window(), proptest::option::of((time(), time())), any::<bool>()).prop_map(
         |(connection_window, stream_window, keep_alive, keep_alive_while_idle)| Http2Params {
@@ -591,18 +594,24 @@ fn weights_of_nothing_go_nowhere() {
 }
 
 #[test]
-fn an_endpoint_with_a_spiffe_id_alone_is_left_out_rather_than_spoken_to_in_the_clear() {
+fn a_spiffe_id_is_what_is_demanded_and_needs_a_name_to_be_sent() {
     use destination::tls_identity::{DnsLikeIdentity, Strategy, UriLikeIdentity};
     let uri = Strategy::UriLikeIdentity(UriLikeIdentity { uri: "spiffe://root/vm".into() });
     let mut message = endpoint_to_proto(&Endpoint::new(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 80)));
     message.tls_identity = Some(destination::TlsIdentity { strategy: Some(uri.clone()), server_name: None });
     let set = destination::WeightedAddrSet { addrs: vec![message.clone()], metric_labels: Default::default() };
     let update = destination::Update { update: Some(destination::update::Update::Add(set)) };
+    // Left out rather than spoken to in the clear.
     assert_eq!(endpoint_update_from_proto(update), Ok(EndpointUpdate::Add(vec![], Labels::new())));
 
     let server_name = Some(DnsLikeIdentity { name: "vm.mesh".into() });
+    message.tls_identity = Some(destination::TlsIdentity { strategy: Some(uri), server_name: server_name.clone() });
+    let tls = endpoint_from_proto(message.clone()).unwrap().tls.unwrap();
+    assert_eq!((tls.identity.as_str(), tls.server_name.as_str()), ("spiffe://root/vm", "vm.mesh"));
+
+    let uri = Strategy::UriLikeIdentity(UriLikeIdentity { uri: "https://root/vm".into() });
     message.tls_identity = Some(destination::TlsIdentity { strategy: Some(uri), server_name });
-    assert_eq!(endpoint_from_proto(message).unwrap().tls.unwrap().identity.as_str(), "vm.mesh");
+    assert_eq!(endpoint_from_proto(message).unwrap_err().field, "tls_identity.uri_like_identity");
 }
 
 #[test]

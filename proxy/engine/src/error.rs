@@ -19,6 +19,9 @@ pub enum Error {
     /// The peer's bytes are not valid HTTP. The text says which rule was broken, never what the bytes were.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
+    /// The peer sends more than any use needs; the text says of what.
+    #[error("{0}")]
+    Flood(&'static str),
     /// The head of a message is larger than allowed (431 for a request).
     #[error("message head too large")]
     HeadTooLarge,
@@ -50,7 +53,7 @@ impl Error {
     /// Who is to blame.
     pub fn fault(&self) -> Fault {
         match self {
-            Error::Malformed(_) | Error::HeadTooLarge => Fault::Peer,
+            Error::Malformed(_) | Error::Flood(_) | Error::HeadTooLarge => Fault::Peer,
             Error::Cancelled => Fault::Local,
             _ => Fault::Transport,
         }

@@ -422,6 +422,68 @@ fn a_silent_peer_is_given_up() {
 }
 
 #[test]
+fn a_peer_that_idles_is_left_alone_where_pings_are_for_streams() {
+    run_paused(async {
+        let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
+        let (near, mut far) = duplex(16 * 1024);
+        let config = Config { keep_alive: alive, keep_alive_while_idle: false, ..Config::default() };
+        let (driver, client) = h2::client(near, config);
+        let end = spawn_local(driver);
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        assert!(client.is_usable());
+        let mut stream = client.open(&get("/"), true).unwrap();
+        let error = stream.response(&mut ResponseHead::default()).await.unwrap_err();
+        assert!(matches!(error, Error::Unresponsive), "{error:?}");
+        assert!(matches!(end.await.unwrap(), Err(Error::Unresponsive)));
+    });
+}
+
+#[test]
+fn requests_that_cannot_be_served_are_told_apart() {
+    run(async {
+        let small = Config { max_header_list: 1000, ..Config::default() };
+        let (client, _end, mut accept, _) = pair(Config::default(), small.clone());
+        let mut large = get("/large");
+        large.headers.append("x-large", "v".repeat(2000));
+        let mut stream = client.open(&large, true).unwrap();
+        let Some(h2::Incoming::Refused(head, mut server, Error::HeadTooLarge)) = accept.incoming().await else {
+            panic!("too large")
+        };
+        assert_eq!(head.path(), "/large", "what came before is known");
+        // Whoever serves says why.
+        let mut answer = ResponseHead::new(431);
+        answer.headers.append("x-why", "large");
+        server.send_response(&answer, true).unwrap();
+        drop(server);
+        let mut head = ResponseHead::default();
+        stream.response(&mut head).await.unwrap();
+        assert_eq!((head.status, head.headers.get_str("x-why")), (431, Some("large")));
+
+        // One that is malformed has been reset; the next is served.
+        let (mut near, far) = duplex(64 * 1024);
+        let (driver, mut accept) = h2::server(far, Bytes::new(), small);
+        spawn_local(driver);
+        let upper = b"\x82\x86\x84\x41\x01h\x00\x01X\x01y";
+        let good = b"\x82\x86\x84\x41\x01h";
+        near.write_all(&[PREFACE, &frame(1, 5, 1, upper), &frame(1, 5, 3, good)].concat()).await.unwrap();
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            told.push(match accept.incoming().await.unwrap() {
+                h2::Incoming::Request(_, stream) => format!("{} served", stream.id()),
+                h2::Incoming::Refused(_, mut stream, Error::Malformed(_)) => {
+                    assert!(stream.send_response(&ResponseHead::new(200), true).is_err(), "it is over");
+                    format!("{} refused", stream.id())
+                }
+                h2::Incoming::Refused(_, stream, error) => format!("{} {error}", stream.id()),
+            });
+        }
+        told.sort_unstable();
+        assert_eq!(told, ["1 refused", "3 served"]);
+    });
+}
+
+#[test]
 fn a_goodbye_does_not_wait_forever_for_a_pong() {
     run_paused(async {
         let (mut near, far) = duplex(16 * 1024);

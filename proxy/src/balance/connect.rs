@@ -38,8 +38,12 @@ impl Connector {
         let port = endpoint.transport_port.unwrap_or(endpoint.addr.port());
         let addr = SocketAddr::new(endpoint.addr.ip(), port);
         let io = ReadAhead::new(BytesMut::new(), self.dial(addr).await?);
-        let connect = tls::connect(credentials.client_config(&[ALPN_TRANSPORT]), &expected.server_name, io);
-        let mut io = connect.await.map_err(|error| handshake_error(addr, expected.server_name.as_str(), &error))?;
+        let config = match expected.identity == expected.server_name {
+            true => credentials.client_config(&[ALPN_TRANSPORT]),
+            false => credentials.client_config_expecting(&[ALPN_TRANSPORT], &expected.identity),
+        };
+        let connect = tls::connect(config, &expected.server_name, io);
+        let mut io = connect.await.map_err(|error| handshake_error(addr, expected.identity.as_str(), &error))?;
         if io.get_ref().1.alpn_protocol() == Some(ALPN_TRANSPORT) {
             let (name, target) = alternate(endpoint);
             let header = Header { port: target, name, session };
@@ -57,12 +61,13 @@ impl Connector {
     }
 }
 
-/// The name and port in the header: those of a service behind a gateway, or only the endpoint's own port.
+/// The name and port in the header: those of a service behind a gateway, or only the endpoint's own port. As in
+/// linkerd2-proxy an authority without a port names none, and an address is no name.
 fn alternate(endpoint: &Endpoint) -> (Option<String>, u16) {
-    let own = endpoint.addr.port();
-    match endpoint.authority_override.as_deref().and_then(|authority| authority.rsplit_once(':')) {
-        Some((name, port)) => (Some(name.to_string()), port.parse().unwrap_or(own)),
-        None => (None, own),
+    let authority = endpoint.authority_override.as_deref().and_then(|authority| authority.rsplit_once(':'));
+    match authority.and_then(|(name, port)| Some((name, port.parse().ok()?))) {
+        Some((name, port)) => ((!name.starts_with('[')).then(|| name.to_string()), port),
+        None => (None, endpoint.addr.port()),
     }
 }
 
@@ -74,5 +79,26 @@ fn handshake_error(addr: SocketAddr, name: &str, error: &std::io::Error) -> Erro
         )) => Error::WrongIdentity(addr, name.to_string()),
         Some(tls) => Error::Handshake(addr, tls.to_string().into()),
         None => Error::Handshake(addr, error.kind().to_string().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_told_the_name_and_port_behind_it() {
+        for (authority, name, port) in [
+            (None, None, 4143),
+            (Some("web.demo.svc:8080"), Some("web.demo.svc"), 8080),
+            (Some("web.demo.svc"), None, 4143),
+            (Some("web.demo.svc:99999"), None, 4143),
+            (Some("[fd00::1]"), None, 4143),
+            (Some("[fd00::1]:8080"), None, 8080),
+        ] {
+            let mut endpoint = Endpoint::new("10.0.0.1:4143".parse().unwrap());
+            endpoint.authority_override = authority.map(str::to_string);
+            assert_eq!(alternate(&endpoint), (name.map(str::to_string), port), "{authority:?}");
+        }
     }
 }

@@ -13,7 +13,17 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Who waits until an endpoint of a balancer is usable.
+#[derive(Default)]
+pub struct Waiting {
+    /// How many.
+    pub count: Cell<u32>,
+    /// All hear of it when endpoints change, the first of them when a request is over.
+    pub changed: Notify,
+}
 
 /// One replica.
 pub struct Endpoint {
@@ -26,6 +36,7 @@ pub struct Endpoint {
     ewma: PeakEwma,
     breaker: RefCell<Option<Breaker>>,
     shown: Arc<BalancerMetrics>,
+    waiting: Rc<Waiting>,
     refusals: Cell<u32>,
     refused_until: Cell<Option<Instant>>,
 }
@@ -38,15 +49,17 @@ impl Endpoint {
         load: policy::Load,
         breaker: Option<policy::Breaker>,
         shown: Arc<BalancerMetrics>,
+        waiting: Rc<Waiting>,
         now: Instant,
     ) -> Self {
         Endpoint {
-            pool: Pool::new(info.clone(), connector),
+            pool: Pool::new(info.clone(), connector, waiting.clone()),
             info,
             metrics: OnceCell::new(),
             ewma: PeakEwma::new(&load, now),
             breaker: RefCell::new(breaker.map(|breaker| Breaker::new(breaker, now))),
             shown,
+            waiting,
             refusals: Cell::new(0),
             refused_until: Cell::new(None),
         }
@@ -82,6 +95,11 @@ impl Endpoint {
         self.refused_until.set(Some(now + wait.mul_f32(1.0 + fastrand::f32() / 2.0)));
     }
 
+    #[cfg(test)]
+    pub(super) fn refuse_until(&self, until: Instant) {
+        self.refused_until.set(Some(until));
+    }
+
     /// A connection was made.
     pub fn connected(&self) {
         self.refusals.set(0);
@@ -94,7 +112,7 @@ impl Endpoint {
     }
 }
 
-/// A choice: counts as in flight until dropped.
+/// A choice: counts as in flight until dropped. Its stream is dropped first, since another request may wait for that.
 pub struct Pick {
     endpoint: Rc<Endpoint>,
     admission: Cell<Option<Admission>>,
@@ -161,6 +179,9 @@ impl Pick {
 impl Drop for Pick {
     fn drop(&mut self) {
         self.endpoint.ewma.end();
+        if self.endpoint.waiting.count.get() > 0 {
+            self.endpoint.waiting.changed.notify_one();
+        }
         if let (Some(admission), Some(breaker)) = (self.admission.take(), &mut *self.endpoint.breaker.borrow_mut()) {
             breaker.abandon(admission, Instant::now());
         }

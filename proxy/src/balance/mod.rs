@@ -1,8 +1,8 @@
 //! Which endpoint: power of two choices over peak-EWMA latency times requests in flight.
 //!
 //! A balancer lives on one data thread: no lock, no queue task. Endpoints come and go under it without a request
-//! noticing. Requests wait here, in bounded number and time, only while discovery is pending or no endpoint accepts
-//! connections.
+//! noticing. Requests wait here, in bounded number and time, only while discovery is pending, no endpoint accepts
+//! connections, or all streams that endpoints allow are taken.
 //!
 //! Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001); Finagle's peak EWMA.
 
@@ -15,6 +15,7 @@ pub mod pool;
 mod tests;
 pub mod transport;
 
+use endpoint::Waiting;
 pub use endpoint::{Endpoint, Pick};
 
 use crate::control::{Discovered, EndpointSet};
@@ -29,7 +30,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 /// Draws of two before all endpoints are looked at.
@@ -66,8 +67,7 @@ pub struct Balancer {
     connector: Rc<Connector>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     state: RefCell<State>,
-    changed: Notify,
-    waiting: Cell<u32>,
+    waiting: Rc<Waiting>,
     shown: Shown,
     /// Since when nobody accepts connections, and when that was last seen.
     failing: Cell<Option<(Instant, Instant)>>,
@@ -95,8 +95,7 @@ impl Balancer {
             connector,
             endpoints: RefCell::default(),
             state: RefCell::new(State::Pending),
-            changed: Notify::new(),
-            waiting: Cell::new(0),
+            waiting: Rc::default(),
             failing: Cell::new(None),
             refusal: RefCell::default(),
             emptied: Cell::new(None),
@@ -152,7 +151,7 @@ impl Balancer {
                 }
             }
         }
-        self.changed.notify_waiters();
+        self.waiting.changed.notify_waiters();
     }
 
     fn set(&self, infos: impl Iterator<Item = Arc<Info>>) {
@@ -166,7 +165,8 @@ impl Balancer {
                     former.inspect(|endpoint| endpoint.pool.close());
                     let ejections = self.shown.metrics.clone();
                     let (load, breaker) = (self.rules.load, self.rules.breaker);
-                    Rc::new(Endpoint::new(info, self.connector.clone(), load, breaker, ejections, now))
+                    let (connector, waiting) = (self.connector.clone(), self.waiting.clone());
+                    Rc::new(Endpoint::new(info, connector, load, breaker, ejections, waiting, now))
                 }
             })
             .collect();
@@ -205,70 +205,82 @@ impl Balancer {
         }
     }
 
-    /// An endpoint to use now, or `None` when none accepts connections. Those in `tried` only if there is no other.
+    /// An endpoint to use now, or `None` when none accepts connections, or no more streams. Those in `tried` only if there
+    /// is no other.
     pub fn pick(&self, now: Instant, tried: &[SocketAddr]) -> Option<Pick> {
         let endpoints = self.endpoints.borrow();
-        let usable = |endpoint: &Endpoint| {
-            endpoint.refused_until(now).is_none() && endpoint.is_closed(now) && !tried.contains(&endpoint.info.addr)
-        };
+        let open = |endpoint: &Endpoint| endpoint.refused_until(now).is_none() && !endpoint.pool.is_full();
+        let usable =
+            |endpoint: &Endpoint| open(endpoint) && endpoint.is_closed(now) && !tried.contains(&endpoint.info.addr);
         let chosen = match endpoints.len() {
             0 => return None,
-            1 => (endpoints[0].refused_until(now).is_none()).then(|| &endpoints[0]),
+            1 => open(&endpoints[0]).then(|| &endpoints[0]),
             count => two_choices(&endpoints, count, now, &usable)
                 .or_else(|| least(&endpoints, now, &usable))
                 // Ejected or tried ones are better than nobody.
                 .or_else(|| {
                     let start = fastrand::usize(..count);
-                    (0..count).map(|i| &endpoints[(start + i) % count]).find(|e| e.refused_until(now).is_none())
+                    (0..count).map(|i| &endpoints[(start + i) % count]).find(|e| open(e))
                 }),
         }?;
         Some(Pick::new(chosen.clone(), now))
     }
 
-    /// An endpoint to use; waits while discovery is pending or no endpoint accepts connections.
+    /// An endpoint to use; waits while discovery is pending, no endpoint accepts connections or no more streams.
     ///
     /// Errors: the service has none, discovery failed, too many wait, or none became usable in time.
     /// Dropping the future leaves the queue.
     pub async fn ready(&self, tried: &[SocketAddr]) -> Result<Pick, Error> {
-        let now = Instant::now();
-        if let Some(pick) = self.pick(now, tried) {
+        let started = Instant::now();
+        if let Some(pick) = self.pick(started, tried) {
             return Ok(pick);
         }
-        if self.waiting.get() >= self.rules.queue.capacity {
+        if self.waiting.count.get() >= self.rules.queue.capacity {
             return Err(Error::Overloaded(self.authority.clone()));
         }
-        let _place = Place::take(&self.waiting, &self.shown.metrics);
-        let started = now;
-        // Who waits in this state waits because every endpoint has just refused.
-        let failfast = self.rules.queue.failfast.min(defaults::REFUSED_FAILFAST);
+        let _place = Place::take(&self.waiting.count, &self.shown.metrics);
+        let refused_failfast = self.rules.queue.refused_failfast();
         loop {
             let now = Instant::now();
-            let changed = self.changed.notified();
-            let (until, wait) = match &*self.state.borrow() {
-                State::Empty => match self.emptied.get().map(|at| at + defaults::EMPTIED_FAILFAST) {
-                    Some(until) if now < until => (until, None),
-                    _ => return Err(Error::NoEndpoints(self.authority.clone())),
-                },
-                State::Failed(reason) => return Err(Error::Discovery(self.authority.clone(), reason.clone())),
-                State::Pending => (started + defaults::DISCOVERY_TIMEOUT + Duration::from_millis(50), None),
-                State::Ready => {
-                    let since = self.failing(now);
-                    let next = self.endpoints.borrow().iter().filter_map(|e| e.refused_until(now)).min();
-                    (since + failfast, next)
-                }
-            };
-            if now >= until {
-                return Err(match &*self.state.borrow() {
-                    State::Pending => {
-                        Error::Discovery(self.authority.clone(), "no answer from the control plane".into())
-                    }
-                    _ => Error::NotReady(self.authority.clone(), failfast, self.refusal.borrow().clone()),
-                });
-            }
-            let _ = timeout_at(wait.unwrap_or(until).min(until), changed).await;
-            if let Some(pick) = self.pick(Instant::now(), tried) {
+            let changed = self.waiting.changed.notified();
+            if let Some(pick) = self.pick(now, tried) {
                 return Ok(pick);
             }
+            let name = || self.authority.clone();
+            let (until, next) = match &*self.state.borrow() {
+                State::Empty => match self.emptied.get().map(|at| at + defaults::EMPTIED_FAILFAST) {
+                    Some(until) if now < until => (until, None),
+                    _ => return Err(Error::NoEndpoints(name())),
+                },
+                State::Failed(reason) => return Err(Error::Discovery(name(), reason.clone())),
+                State::Pending => {
+                    let until = started + defaults::DISCOVERY_TIMEOUT + Duration::from_millis(50);
+                    if now >= until {
+                        return Err(Error::Discovery(name(), "no answer from the control plane".into()));
+                    }
+                    (until, None)
+                }
+                State::Ready => {
+                    let endpoints = self.endpoints.borrow();
+                    let next = endpoints.iter().filter_map(|endpoint| endpoint.refused_until(now)).min();
+                    if endpoints.iter().any(|endpoint| endpoint.refused_until(now).is_none()) {
+                        // Somebody accepts connections and has no stream left. Every request that is over makes room.
+                        let until = started + self.rules.queue.failfast;
+                        if now >= until {
+                            return Err(Error::Overloaded(name()));
+                        }
+                        (until, next)
+                    } else {
+                        let until = self.failing(now) + refused_failfast;
+                        if now >= until {
+                            let refusal = self.refusal.borrow().clone();
+                            return Err(Error::NotReady(name(), refused_failfast, refusal));
+                        }
+                        (until, next)
+                    }
+                }
+            };
+            let _ = timeout_at(next.unwrap_or(until).min(until), changed).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! Connections to one endpoint: shared ones for HTTP/2, a bounded list of idle ones for HTTP/1.
 
 use super::connect::Connector;
+use super::endpoint::Waiting;
 use super::transport::Session;
 use crate::error::Error;
 use crate::metrics::TcpMetrics;
@@ -8,8 +9,9 @@ use crate::net::Stream;
 use gossamer_api::defaults;
 use gossamer_api::endpoint::{Endpoint, Http2Params};
 use gossamer_engine::{h1, h2};
-use std::cell::{OnceCell, RefCell};
-use std::future::poll_fn;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -20,10 +22,13 @@ use tokio::time::Instant;
 pub struct Pool {
     endpoint: Arc<Endpoint>,
     connector: Rc<Connector>,
+    waiting: Rc<Waiting>,
     idle: RefCell<Vec<(h1::Client<Stream>, Instant)>>,
     shared: RefCell<Shared>,
     /// Shared ones that had no room for another stream when they were last looked at.
     full: RefCell<Vec<h2::Client>>,
+    /// Streams that the endpoint takes on a connection, as far as one was full.
+    streams: Cell<Option<u32>>,
     meter: OnceCell<Arc<TcpMetrics>>,
 }
 
@@ -36,13 +41,15 @@ enum Shared {
 
 impl Pool {
     /// No connection yet.
-    pub fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>) -> Self {
+    pub fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>, waiting: Rc<Waiting>) -> Self {
         Pool {
             endpoint,
             connector,
+            waiting,
             idle: RefCell::default(),
             shared: RefCell::new(Shared::None),
             full: RefCell::default(),
+            streams: Cell::new(None),
             meter: OnceCell::new(),
         }
     }
@@ -100,9 +107,30 @@ impl Pool {
         self.idle.borrow_mut().retain(|(_, since)| now.duration_since(*since) < defaults::POOL_IDLE);
     }
 
-    /// The shared HTTP/2 connection, made if there is none. The connecting goes on when this future is dropped, for
-    /// whoever asks next.
-    pub async fn http2(&self) -> Result<h2::Client, Error> {
+    /// True when no stream can be opened: all the connections that may be made have as many as their peer allows.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        let full = self.full.borrow();
+        full.len() + 1 >= defaults::H2_CONNECTIONS && {
+            let taken = |client: &h2::Client| client.is_usable() && !client.has_capacity();
+            matches!(&*self.shared.borrow(), Shared::Ready(client) if taken(client)) && full.iter().all(taken)
+        }
+    }
+
+    /// A shared HTTP/2 connection with room for a stream, made if there is none. `None`: while it was made others have
+    /// taken all streams that there can be. The connecting goes on when this future is dropped, for whoever asks next.
+    pub async fn http2(&self) -> Result<Option<h2::Client>, Error> {
+        while !self.is_full() {
+            let client = self.shared().await?;
+            // One that is gone already says so when it is used.
+            if client.has_capacity() || !client.is_usable() {
+                return Ok(Some(client));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn shared(&self) -> Result<h2::Client, Error> {
         self.make_room();
         let mut connecting = match &mut *self.shared.borrow_mut() {
             Shared::Ready(client) if client.is_usable() => return Ok(client.clone()),
@@ -139,6 +167,7 @@ impl Pool {
         if client.has_capacity() || !client.is_usable() {
             return;
         }
+        self.streams.set(Some(client.max_streams()));
         let mut full = self.full.borrow_mut();
         full.retain(h2::Client::is_usable);
         if let Some(roomy) = full.iter_mut().find(|other| other.has_capacity()) {
@@ -152,6 +181,7 @@ impl Pool {
     fn start(&self) -> watch::Receiver<Option<Result<h2::Client, Error>>> {
         let (sender, receiver) = watch::channel(None);
         let (endpoint, connector, meter) = (self.endpoint.clone(), self.connector.clone(), self.meter.get().cloned());
+        let (streams, waiting) = (self.streams.get().map(|streams| streams.max(1)), self.waiting.clone());
         tokio::task::spawn_local(async move {
             let io = match connector.connect(&endpoint, Some(Session::Http2)).await {
                 Ok(mut io) => {
@@ -165,10 +195,20 @@ impl Pool {
                     return;
                 }
             };
-            let (driver, client) = h2::client(io, config(&endpoint.http2, endpoint.tls.is_some()));
+            let (driver, client) = h2::client(io, config(&endpoint.http2, endpoint.tls.is_some(), streams));
             let _ = sender.send(Some(Ok(client)));
             drop(sender);
-            if let Err(error) = driver.await {
+            let (mut driver, mut settled) = (pin!(driver), false);
+            let ended = poll_fn(|cx| {
+                let end = driver.as_mut().poll(cx);
+                if !settled && driver.is_settled() {
+                    // It may take more than was thought.
+                    settled = true;
+                    waiting.changed.notify_waiters();
+                }
+                end
+            });
+            if let Err(error) = ended.await {
                 tracing::debug!(addr = %endpoint.addr, %error, "connection to endpoint ended");
             }
         });
@@ -185,24 +225,35 @@ impl Pool {
     }
 }
 
-/// Opens a stream when the peer has room for one.
-pub async fn open(
-    client: &h2::Client,
-    head: &gossamer_engine::RequestHead,
-    end: bool,
-) -> Result<h2::Stream, gossamer_engine::Error> {
-    poll_fn(|cx| client.poll_ready(cx)).await?;
-    client.open(head, end)
-}
-
 /// Bounds of HTTP/1 messages.
 pub fn limits() -> h1::Limits {
     h1::Limits { head_bytes: defaults::HEAD_BYTES, ..h1::Limits::default() }
 }
 
+#[cfg(test)]
+impl Pool {
+    /// Takes all streams of all connections that there may be; those of one each.
+    pub(super) fn fill(&self) -> Vec<Vec<h2::Stream>> {
+        let head = gossamer_engine::RequestHead::default();
+        let connection = |_| {
+            // Without its driver: a peer that says nothing allows a hundred.
+            let (driver, client) = h2::client(tokio::io::duplex(64).0, h2::Config::default());
+            let streams = std::iter::from_fn(|| client.has_capacity().then(|| client.open(&head, true).expect("room")));
+            let streams = streams.collect();
+            std::mem::forget(driver);
+            (client, streams)
+        };
+        let (mut clients, streams): (Vec<_>, _) = (0..defaults::H2_CONNECTIONS).map(connection).unzip();
+        *self.shared.borrow_mut() = clients.pop().map_or(Shared::None, Shared::Ready);
+        *self.full.borrow_mut() = clients;
+        streams
+    }
+}
+
 /// HTTP/2 settings towards an endpoint.
-fn config(params: &Http2Params, hop: bool) -> h2::Config {
+fn config(params: &Http2Params, hop: bool, streams: Option<u32>) -> h2::Config {
     let mut config = h2::Config::default();
+    config.streams_before_settings = streams.unwrap_or(config.streams_before_settings);
     if let Some(window) = params.connection_window {
         config.connection_window = window;
     }
@@ -211,5 +262,6 @@ fn config(params: &Http2Params, hop: bool) -> h2::Config {
     }
     config.keep_alive =
         params.keep_alive.or_else(|| hop.then_some((defaults::H2_PING_INTERVAL, defaults::H2_PING_TIMEOUT)));
+    config.keep_alive_while_idle = params.keep_alive.is_none() || params.keep_alive_while_idle;
     config
 }

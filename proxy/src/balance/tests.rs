@@ -4,7 +4,7 @@ use super::*;
 use gossamer_api::policy::Backoff;
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 fn balancer(rules: Rules, addresses: &[&str]) -> Balancer {
     let connector = Connector { mark: 0, timeout: Duration::from_secs(1), credentials: watch::channel(None).1 };
@@ -200,6 +200,56 @@ async fn the_queue_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_policy_that_says_how_long_to_wait_for_who_refuses_is_obeyed() {
+    for seconds in [0, 1, 2, 5] {
+        let queue = Queue { capacity: 2, failfast: Duration::from_secs(seconds) };
+        let balancer = balancer(Rules { queue, ..Rules::default() }, &[A]);
+        (0..20).for_each(|_| balancer.endpoints.borrow()[0].refused(Instant::now()));
+        // Longer than any wait.
+        balancer.endpoints.borrow()[0].refuse_until(Instant::now() + Duration::from_secs(60));
+        let started = Instant::now();
+        assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+        assert_eq!(started.elapsed().as_secs(), seconds);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_stream_left_gets_no_request_while_another_has() {
+    let balancer = balancer(Rules::default(), &[A, B]);
+    let _streams = balancer.endpoints.borrow()[0].pool.fill();
+    for _ in 0..20 {
+        assert_eq!(pick(&balancer).info.addr.to_string(), B);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_queue_for_streams_and_fail_in_time() {
+    let queue = Queue { capacity: 2, failfast: Duration::from_secs(3) };
+    let balancer = balancer(Rules { queue, ..Rules::default() }, &[A]);
+    let served = pick(&balancer);
+    let mut streams = balancer.endpoints.borrow()[0].pool.fill();
+    assert_eq!(streams.iter().map(Vec::len).sum::<usize>(), 8 * 100);
+    assert!(balancer.pick(Instant::now(), &[]).is_none());
+    let cx = &mut Context::from_waker(Waker::noop());
+    let mut first = Box::pin(balancer.ready(&[]));
+    let mut second = Box::pin(balancer.ready(&[]));
+    assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+    assert!(matches!(balancer.ready(&[]).await, Err(Error::Overloaded(_))), "two wait already");
+
+    // A request is over: the first in the queue has its turn, and not by the clock.
+    streams[3].pop();
+    drop(served);
+    let started = Instant::now();
+    let Poll::Ready(Ok(third)) = first.as_mut().poll(cx) else { panic!("there is room") };
+    drop(first);
+    let one_more = balancer.endpoints.borrow()[0].pool.fill();
+    assert!(second.as_mut().poll(cx).is_pending());
+    let Err(error) = second.await else { panic!("there is no room") };
+    assert_eq!((error.reason(), started.elapsed()), ("overloaded", Duration::from_secs(3)));
+    drop((third, one_more));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_endpoint_is_missed_for_a_moment() {
     let nobody = || std::iter::empty::<Arc<Info>>();
     let balancer = balancer(Rules::default(), &[A]);
@@ -208,7 +258,7 @@ async fn the_last_endpoint_is_missed_for_a_moment() {
     let back = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         balancer.set([Arc::new(Info::new(B.parse().unwrap()))].into_iter());
-        balancer.changed.notify_waiters();
+        balancer.waiting.changed.notify_waiters();
     };
     let (pick, ()) = tokio::join!(balancer.ready(&[]), back);
     assert_eq!((pick.unwrap().info.addr, started.elapsed()), (B.parse().unwrap(), Duration::from_millis(300)));

@@ -152,10 +152,10 @@ impl RequestMetrics {
         self.record(Response { status, grpc, success, error: None }, latency);
     }
 
-    /// The proxy answered in place of a response, or the response broke off. `error` is the reason code.
+    /// The same where the proxy answered in its place, or where it broke off. `error` is the reason code.
     #[inline]
-    pub fn failure(&self, status: u16, grpc: Option<u16>, error: &'static str, latency: Duration) {
-        self.record(Response { status, grpc, success: false, error: Some(error) }, latency);
+    pub fn answered(&self, status: u16, grpc: Option<u16>, success: bool, error: &'static str, latency: Duration) {
+        self.record(Response { status, grpc, success, error: Some(error) }, latency);
     }
 
     #[inline]

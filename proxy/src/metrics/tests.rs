@@ -33,7 +33,7 @@ fn a_scrape_looks_like_this() {
     outbound.response(200, None, true, ms(1));
     outbound.response(200, None, true, Duration::from_micros(1500));
     outbound.response(200, Some(13), false, ms(60_000));
-    outbound.failure(503, None, "no-endpoints", Duration::ZERO);
+    outbound.answered(503, None, false, "no-endpoints", Duration::ZERO);
 
     let server = Meta::Resource {
         group: "policy.linkerd.io".into(),

@@ -57,15 +57,16 @@ fn proves(demanded: &Authentication, tls: &PeerTls) -> bool {
         (Authentication::Tls, PeerTls::None) => false,
         (Authentication::Identities { names, suffixes }, PeerTls::Identity(identity)) => {
             names.iter().any(|name| is_named(identity, name))
-                || suffixes.iter().any(|suffix| has_suffix(identity.as_str(), suffix))
+                || suffixes.iter().any(|suffix| is_below(identity, suffix))
         }
         (Authentication::Identities { .. }, PeerTls::None | PeerTls::Anonymous) => false,
     }
 }
 
-/// Compares with a DNS-like name or a SPIFFE ID.
+/// Compares with a DNS-like name or a SPIFFE ID. A workload of the mesh has both.
 fn is_named(identity: &Identity, name: &str) -> bool {
     match name.strip_prefix("spiffe://") {
+        _ if identity.is_spiffe() => identity.as_str() == name,
         None => identity.as_str().eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name)),
         Some(id) => identity.parts().is_some_and(|(account, namespace, _, domain)| {
             id.strip_prefix(domain)
@@ -77,14 +78,16 @@ fn is_named(identity: &Identity, name: &str) -> bool {
     }
 }
 
-/// True for a name below `.suffix`; the empty suffix is above everything.
-fn has_suffix(name: &str, suffix: &str) -> bool {
+/// True for a name below `.suffix`; the empty suffix is above everything. A SPIFFE ID is below nothing else: its path
+/// may end like any name.
+fn is_below(identity: &Identity, suffix: &str) -> bool {
     let suffix = suffix.strip_prefix('.').unwrap_or(suffix);
     if suffix.is_empty() {
         return true;
     }
-    let (name, suffix) = (name.as_bytes(), suffix.as_bytes());
-    name.len() > suffix.len() + 1
+    let (name, suffix) = (identity.as_str().as_bytes(), suffix.as_bytes());
+    !identity.is_spiffe()
+        && name.len() > suffix.len() + 1
         && name[name.len() - suffix.len() - 1] == b'.'
         && name[name.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
 }
@@ -165,6 +168,23 @@ mod tests {
                 let got = authorize(&list, &peer("10.0.0.1", tls.clone())).is_some();
                 assert_eq!(got, expect, "{demanded:?} {tls:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_client_with_a_spiffe_id_alone_is_known_by_exactly_that() {
+        let vm = PeerTls::Identity(Identity::spiffe("spiffe://root/any/web.demo.svc").unwrap());
+        for (demanded, expect) in [
+            (Authentication::Tls, true),
+            (identities(&["spiffe://root/any/web.demo.svc"], &[]), true),
+            (identities(&["spiffe://root/any/web.demo"], &[]), false),
+            (identities(&["web.demo.svc"], &[]), false),
+            (identities(&[], &[""]), true),
+            (identities(&[], &[".svc"]), false),
+            (identities(&[], &[".demo.svc"]), false),
+        ] {
+            let list = [allow(&["0.0.0.0/0"], &[], demanded.clone())];
+            assert_eq!(authorize(&list, &peer("10.0.0.1", vm.clone())).is_some(), expect, "{demanded:?}");
         }
     }
 

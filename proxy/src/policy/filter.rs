@@ -97,7 +97,13 @@ fn apply_rewrite(rewrite: &Rewrite, head: &mut RequestHead, found: &Found) -> Re
     Ok(())
 }
 
+/// Adds, sets, removes, in this order: so the API says.
 fn edit_headers(edit: &HeaderEdit, headers: &mut Headers) {
+    for (name, value) in &edit.add {
+        if may_edit(name) && is_value(value) {
+            headers.append(name, value);
+        }
+    }
     for (name, value) in &edit.set {
         if may_edit(name) && is_value(value) {
             // Stored names are lower case; only one that is not needs a copy to be found.
@@ -106,11 +112,6 @@ fn edit_headers(edit: &HeaderEdit, headers: &mut Headers) {
             } else {
                 headers.set(name, value);
             }
-        }
-    }
-    for (name, value) in &edit.add {
-        if may_edit(name) && is_value(value) {
-            headers.append(name, value);
         }
     }
     for name in &edit.remove {
@@ -271,18 +272,19 @@ mod tests {
         }
         let edit = HeaderEdit {
             set: pairs(&[("A", "3"), ("new", "1")]),
-            add: pairs(&[("B", "2")]),
+            // What is added and set has one value; what is added and removed none.
+            add: pairs(&[("B", "2"), ("a", "4"), ("new", "5"), ("c", "6")]),
             remove: vec!["C".into(), "none".into()],
         };
         apply_request(&[Filter::RequestHeaders(edit.clone())], &mut head, &FOUND, &mut never).unwrap();
-        assert_eq!(show(&head.headers), "b=1 a=3 new=1 b=2");
+        assert_eq!(show(&head.headers), "b=1 b=2 a=3 new=1");
 
         let mut head = ResponseHead::new(200);
         head.headers.append("c", "1");
         apply_response(&[Filter::RequestHeaders(edit.clone())], &mut head);
         assert_eq!(show(&head.headers), "c=1");
         apply_response(&[Filter::ResponseHeaders(edit)], &mut head);
-        assert_eq!(show(&head.headers), "a=3 new=1 b=2");
+        assert_eq!(show(&head.headers), "b=2 a=3 new=1");
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl About {
         if shard.config.access_log {
             self.log(record);
         }
-        if let Some(id) = self.id.filter(|_| watched || record.failure.is_some()) {
+        if let Some(id) = self.id.filter(|_| watched || record.failed) {
             shard.taps.journal().remember(id, Box::new(self.story(record)));
         }
     }
@@ -102,7 +102,7 @@ impl About {
             "trace_id": self.trace,
             "status": record.status,
             "grpc_status": record.grpc,
-            "reason": record.failure,
+            "reason": record.reason,
             "request": self.id.map(|id| id.to_string()),
             "route": record.rule.as_ref().map(|rule| rule.meta.to_string()),
             "retries": record.retries,
@@ -137,7 +137,7 @@ impl About {
             trace: cut(&self.trace.unwrap_or_default()),
             status: record.status.into(),
             grpc_status: record.grpc.map(u32::from),
-            reason: record.failure.unwrap_or_default().to_string(),
+            reason: record.reason.unwrap_or_default().to_string(),
             message: self.message,
             decided_by: self.decided_by.unwrap_or_default(),
             policy: policy.unwrap_or_default(),

@@ -54,7 +54,8 @@ pub(super) fn destination_tls(pick: &Pick) -> TlsLabel<'_> {
 /// Metric handles of a client's connection, found at its first request.
 pub struct ConnectionMetrics {
     shard: Rc<Shard>,
-    pub(super) direction: Direction,
+    /// Which way.
+    pub direction: Direction,
     target: SocketAddr,
     server: Option<Meta>,
     peer: PeerTls,

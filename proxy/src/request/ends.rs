@@ -3,6 +3,7 @@
 //! Here alone the request's story meets the engine's two protocols.
 
 use crate::net::Stream;
+use crate::record::grpc_status;
 use bytes::Bytes;
 use gossamer_engine::h1::Length;
 use gossamer_engine::{Error, Headers, RequestHead, ResponseHead, h1, h2};
@@ -56,16 +57,16 @@ impl Downstream<'_> {
     pub fn length(&self, head: &RequestHead) -> Length {
         match self {
             Self::H1(server) => server.body_length(),
-            Self::H2(stream) if stream.is_end_stream() => Length::Empty,
+            Self::H2(stream) if stream.is_over() => Length::Empty,
             Self::H2(_) => declared(&head.headers),
         }
     }
 
-    /// Ready when the client is gone, so that nobody waits for the answer.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready, with the reason, when the client is gone, so that nobody waits for the answer.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         match self {
-            Self::H1(server) => server.poll_closed(cx),
-            Self::H2(stream) => stream.poll_reset(cx).map(drop),
+            Self::H1(server) => server.poll_closed(cx).map(|()| Error::Cancelled),
+            Self::H2(stream) => stream.poll_reset(cx),
         }
     }
 
@@ -154,11 +155,27 @@ impl Upstream {
         }
     }
 
+    /// Ready when something has come after the response's head, which stays.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H1(..) => Poll::Ready(()),
+            Self::H2(stream) => stream.poll_begun(cx),
+        }
+    }
+
+    /// The gRPC status in trailers that follow the head at once.
+    pub fn grpc_status(&self) -> Option<u16> {
+        match self {
+            Self::H1(..) => None,
+            Self::H2(stream) => stream.trailers(grpc_status).flatten(),
+        }
+    }
+
     /// How long the response's body is.
     pub fn length(&self, head: &ResponseHead) -> Length {
         match self {
             Self::H1(client, _) => client.body_length(),
-            Self::H2(stream) if stream.is_end_stream() => Length::Empty,
+            Self::H2(stream) if stream.is_over() => Length::Empty,
             Self::H2(_) => declared(&head.headers),
         }
     }

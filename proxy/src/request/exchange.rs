@@ -13,13 +13,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Sends the request's body while waiting for the response's head; passes 1xx heads on.
+/// Sends the request's body while waiting for the response's head; passes 1xx heads on. `peek`: trailers may follow
+/// the head at once and say that all is to be tried again, so what follows it is waited for. Not while the client has
+/// more to say: it may want the head first.
 pub async fn head(
     down: &mut Downstream<'_>,
     up: &mut Upstream,
     body: &mut Body,
     response: &mut ResponseHead,
+    peek: bool,
 ) -> Result<(), Side> {
+    let mut peeking = false;
     poll_fn(|cx| {
         match body.poll_send(down, up, cx) {
             // An endpoint may answer early and close: its answer counts more than our failure to send.
@@ -27,19 +31,25 @@ pub async fn head(
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        loop {
+        if peeking && up.poll_begun(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        while !peeking {
             response.clear();
             match up.poll_response(cx, response) {
                 Poll::Ready(Ok(())) if response.is_informational() && response.status != 101 => {
                     down.send_informational(response);
                     let _ = down.poll_flush(cx).map_err(Side::Client)?;
                 }
+                Poll::Ready(Ok(())) if peek && body.is_complete() && up.poll_begun(cx).is_pending() => peeking = true,
                 Poll::Ready(result) => return Poll::Ready(result.map_err(Side::Endpoint)),
                 Poll::Pending => break,
             }
         }
-        if body.is_complete() && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(Side::Client(gossamer_engine::Error::Cancelled)));
+        if body.is_complete()
+            && let Poll::Ready(error) = down.poll_gone(cx)
+        {
+            return Poll::Ready(Err(Side::Client(error)));
         }
         Poll::Pending
     })
@@ -111,9 +121,9 @@ fn poll_both(
             // What came so far should not wait for what comes. A client that left frees the endpoint.
             if down.poll_flush(cx).map_err(Error::of_client)?.is_ready()
                 && body.is_complete()
-                && down.poll_gone(cx).is_ready()
+                && let Poll::Ready(error) = down.poll_gone(cx)
             {
-                return Poll::Ready(Err(Error::ClientGone));
+                return Poll::Ready(Err(Error::of_client(error)));
             }
             return Poll::Pending;
         };

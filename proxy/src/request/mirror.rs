@@ -180,7 +180,7 @@ async fn compare(mirror: &Mirror, request: Request, bytes: usize, real: &Verdict
     if let Err(error @ (Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..))) = &opened {
         balancer.refused(&pick, error, Instant::now());
     }
-    let mut up = opened?;
+    let mut up = opened?.ok_or_else(|| Error::Overloaded(balancer.authority.clone()))?;
     pick.connected();
     pick.sent(Instant::now());
     balancer.alive();

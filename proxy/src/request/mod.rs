@@ -3,6 +3,7 @@
 //! **Invariant:** every request gets exactly one answer, the endpoint's or our own that says why not, and exactly one
 //! [`Record`]; a response that was cut short is never passed off as complete.
 
+pub mod asked;
 pub mod body;
 pub mod ends;
 pub mod exchange;
@@ -13,14 +14,14 @@ pub mod retry;
 pub mod routes;
 pub mod serve;
 
-use crate::balance::{Balancer, Pick, pool};
+use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::net::Stream;
 use crate::policy::authorize::{self, Peer};
 use crate::policy::filter::{self, Answer};
 use crate::policy::path::has_dot_segments;
 use crate::policy::route::Found;
-use crate::record::Record;
+use crate::record::{Record, grpc_status};
 use crate::shard::{Destination, Port, Shard};
 use body::Body;
 use ends::{Downstream, Upstream};
@@ -98,8 +99,15 @@ async fn forward(
         head.headers.append("connection", "upgrade");
         head.headers.append("upgrade", protocol);
     }
-    let decider =
-        Decider { route: rule.retry.as_ref(), method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
+    let asked = match rule.allow_l5d_request_headers {
+        true => asked::take(&mut head.headers, rule.retry.as_ref(), rule.timeouts),
+        false => None,
+    };
+    let (retry, timeouts) = match &asked {
+        Some(asked) => (asked.retry.as_ref(), &asked.timeouts),
+        None => (rule.retry.as_ref(), &rule.timeouts),
+    };
+    let decider = Decider { route: retry, method: &head.method.clone(), grpc: rule.grpc || head.is_grpc() };
     let tunnel = upgrade.is_some() || head.method == Method::CONNECT;
     let length = down.length(head);
     let mut body = Body::new(decider.max_body(), length == Length::Empty);
@@ -110,17 +118,17 @@ async fn forward(
             body.copy(copy);
         }
     }
-    let deadline = rule.timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
+    let deadline = timeouts.request.map(|timeout| (record.start + timeout, "request", timeout));
     let mut response = conn.shard.head();
     let mut tried: Vec<SocketAddr> = Vec::new();
     rule.budget.deposit(record.start);
-    let plan = Plan { conn, rule: &rule, found, length, tunnel };
+    let plan = Plan { conn, rule: &rule, found, length, tunnel, peek: decider.wants_status() };
 
     let mut retries = 0;
     // Why nobody could be reached, should nobody become reachable in time.
     let mut cause = None;
     let (pick, mut up) = loop {
-        let limit = rule.retry.as_ref().and_then(|retry| retry.timeout);
+        let limit = retry.and_then(|retry| retry.timeout);
         let limit = limit.map(|timeout| (Instant::now() + timeout, "attempt", timeout));
         let outcome = {
             let attempt = pin!(attempt(&plan, head, &mut body, &tried, &mut response, down, record));
@@ -131,10 +139,11 @@ async fn forward(
         }
         let wanted = match &outcome {
             _ if !may_retry(conn, &outcome) => false,
-            Ok(_) => decider.wants(&Outcome::Response {
-                status: response.status,
-                grpc: response.headers.get_str("grpc-status").and_then(|code| code.parse().ok()),
-            }),
+            Ok((_, up)) => {
+                let late = || decider.wants_status().then(|| up.grpc_status()).flatten();
+                let grpc = grpc_status(&response.headers).or_else(late);
+                decider.wants(&Outcome::Response { status: response.status, grpc })
+            }
             Err(Failed { error, .. }) => decider.wants(&Outcome::Error(error)),
         };
         let free = matches!(&outcome, Err(failed) if failed.connecting);
@@ -152,10 +161,13 @@ async fn forward(
             retries += 1;
             record.retried();
         }
+        let hint = outcome.is_ok().then(|| exchange::retry_after(&response)).flatten();
         match outcome {
-            Ok((pick, _)) => {
+            // Its stream is given back now, not after the wait.
+            Ok((pick, up)) => {
                 record.attempt_failed(head, pick.info.addr, format_args!("answered {}", response.status));
                 tried.push(pick.info.addr);
+                drop(up);
             }
             Err(Failed { endpoint: Some(addr), error, .. }) => {
                 tried.push(addr);
@@ -163,7 +175,7 @@ async fn forward(
             }
             Err(_) => {}
         }
-        let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, fastrand::f32()) };
+        let wait = if free { std::time::Duration::ZERO } else { decider.wait(retries, hint, fastrand::f32()) };
         if !wait.is_zero() {
             let wait = pin!(async {
                 sleep(wait).await;
@@ -193,7 +205,7 @@ async fn forward(
             Upstream::H2(_) => After::Abort,
         });
     }
-    let streamed = exchange::stream(down, &mut up, &mut body, &rule.timeouts, deadline, record).await;
+    let streamed = exchange::stream(down, &mut up, &mut body, timeouts, deadline, record).await;
     let complete = streamed.is_ok();
     conn.shard.give_head(response);
     record.finish(&pick, head, streamed);
@@ -270,11 +282,11 @@ fn apply(
 }
 
 /// Retrying is the client's proxy's job, which may know another endpoint; proxies on both sides that did it would
-/// multiply. Inbound only an idle connection to the workload that closed as we used it is replaced.
+/// multiply. Inbound only what the workload certainly has not seen is sent again: an idle connection closed as we used
+/// it, or a stream was one too many for a workload that had not yet said how many it takes.
 fn may_retry(conn: &Connection, outcome: &Result<(Pick, Upstream), Failed>) -> bool {
-    let stale =
-        |failed: &Failed| matches!(failed.error, Error::Upstream(_, gossamer_engine::Error::ClosedBeforeResponse));
-    matches!(conn.side, Side::Outbound(_)) || outcome.as_ref().is_err_and(stale)
+    let unseen = |failed: &Failed| matches!(&failed.error, Error::Upstream(_, error) if error.unprocessed());
+    matches!(conn.side, Side::Outbound(_)) || outcome.as_ref().is_err_and(unseen)
 }
 
 /// Why an attempt failed.
@@ -294,6 +306,8 @@ struct Plan<'a> {
     length: Length,
     /// Bytes follow the head instead of a body.
     tunnel: bool,
+    /// The answer's trailers may call for another attempt.
+    peek: bool,
 }
 
 /// One attempt: choose, connect, send, and wait for the response's head.
@@ -306,7 +320,7 @@ async fn attempt(
     down: &mut Downstream<'_>,
     record: &mut Record<'_>,
 ) -> Result<(Pick, Upstream), Failed> {
-    let &Plan { conn, rule, found, length, tunnel } = plan;
+    let &Plan { conn, rule, found, length, tunnel, peek } = plan;
     let early = |error| Failed { error, endpoint: None, connecting: false };
     let mut filtered = None;
     // What the backend of this attempt does to responses.
@@ -335,30 +349,34 @@ async fn attempt(
         }
     };
     let head = filtered.as_mut().unwrap_or(head);
-    let pick = match balancer.pick(Instant::now(), tried) {
-        Some(pick) => pick,
-        None => Box::pin(balancer.ready(tried)).await.map_err(early)?,
-    };
-    require_identity(head, &pick).map_err(early)?;
-    record.attempt(balancer, &pick, head);
-    let fail = |error: Error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
-    let mut up = match open(&pick, head, length, tunnel).await {
-        Ok(up) => {
-            pick.connected();
-            pick.sent(Instant::now());
-            balancer.alive();
-            up
-        }
-        Err(error) => {
-            let connecting = matches!(error, Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..));
-            if connecting {
-                balancer.refused(&pick, &error, Instant::now());
+    let fail = |pick: &Pick, error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
+    let (pick, mut up) = loop {
+        let pick = match balancer.pick(Instant::now(), tried) {
+            Some(pick) => pick,
+            None => Box::pin(balancer.ready(tried)).await.map_err(early)?,
+        };
+        require_identity(head, &pick).map_err(early)?;
+        record.attempt(balancer, &pick, head);
+        match open(&pick, head, length, tunnel).await {
+            Ok(Some(up)) => {
+                pick.connected();
+                pick.sent(Instant::now());
+                balancer.alive();
+                break (pick, up);
             }
-            pick.fail(Instant::now());
-            return Err(fail(error, connecting));
+            // Many waited for its connection, and others have its streams now: wait for one, or go elsewhere.
+            Ok(None) => {}
+            Err(error) => {
+                let connecting = matches!(error, Error::Connect(..) | Error::Handshake(..) | Error::WrongIdentity(..));
+                if connecting {
+                    balancer.refused(&pick, &error, Instant::now());
+                }
+                pick.fail(Instant::now());
+                return Err(fail(&pick, error, connecting));
+            }
         }
     };
-    match exchange::head(down, &mut up, body, response).await {
+    match exchange::head(down, &mut up, body, response, peek).await {
         Ok(()) => {
             let now = Instant::now();
             pick.observe(response.status, exchange::retry_after(response), now);
@@ -375,7 +393,7 @@ async fn attempt(
                 }
                 error => error,
             };
-            Err(fail(Error::Upstream(pick.info.addr, error), false))
+            Err(fail(&pick, Error::Upstream(pick.info.addr, error), false))
         }
     }
 }
@@ -395,8 +413,18 @@ fn require_identity(head: &RequestHead, pick: &Pick) -> Result<(), Error> {
     }
 }
 
-/// Sends the request's head to an endpoint, on the connection that suits both.
-async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool) -> Result<Upstream, Error> {
+/// Sends the request's head to an endpoint, on the connection that suits both. `None`: it has no stream left.
+async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool) -> Result<Option<Upstream>, Error> {
+    if let Some(authority) = &pick.info.authority_override {
+        // Another attempt may go where the request has its own name.
+        let mut renamed = head.clone();
+        renamed.set_authority(authority);
+        return Box::pin(send(pick, &mut renamed, length, tunnel)).await;
+    }
+    send(pick, head, length, tunnel).await
+}
+
+async fn send(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool) -> Result<Option<Upstream>, Error> {
     let addr = pick.info.addr;
     let upgrade = match headers::original_version(head) {
         // HTTP/1 travels inside HTTP/2 to a proxy that takes it: many requests, one connection.
@@ -407,19 +435,19 @@ async fn open(pick: &Pick, head: &mut RequestHead, length: Length, tunnel: bool)
             if length == Length::Empty {
                 client.send_end(None);
             }
-            return Ok(Upstream::H1(Box::new(client), reused));
+            return Ok(Some(Upstream::H1(Box::new(client), reused)));
         }
         None => None,
     };
-    let client = pick.pool.http2().await?;
+    let Some(client) = pick.pool.http2().await? else { return Ok(None) };
     if let Some(version) = upgrade {
         head.headers.set(keys::HEADER_ORIG_PROTO, version);
     }
-    let opened = pool::open(&client, head, length == Length::Empty).await;
+    let opened = client.open(head, length == Length::Empty);
     if upgrade.is_some() {
         head.headers.remove(keys::HEADER_ORIG_PROTO);
     }
-    opened.map(Upstream::H2).map_err(|error| Error::Upstream(addr, error))
+    opened.map(|stream| Some(Upstream::H2(stream))).map_err(|error| Error::Upstream(addr, error))
 }
 
 /// Sends the response's head to the client.

@@ -37,6 +37,8 @@ pub fn answer(error: &Error) -> Answer {
     let (status, grpc, close) = match error {
         Error::BadRequest(_) => (400, code::INTERNAL, true),
         Error::HeadTooLarge => (431, code::RESOURCE_EXHAUSTED, true),
+        // GOAWAY says it.
+        Error::Flood(_) => (429, code::RESOURCE_EXHAUSTED, true),
         Error::NoRoute(_) => (404, code::NOT_FOUND, false),
         Error::Denied { .. } => (403, code::PERMISSION_DENIED, false),
         Error::Forbidden(_) => (403, code::PERMISSION_DENIED, false),
@@ -71,12 +73,12 @@ pub fn compose(error: &Error, grpc: bool, id: Option<RequestId>) -> (ResponseHea
     let Answer { status, grpc: code, .. } = answer(error);
     let text = format!("{}: {error}", error.reason());
     let mut head = ResponseHead::new(if grpc { 200 } else { status });
+    head.headers.append(HEADER_PROXY_ERROR, printable(&text));
     if let Error::Redirect { location, .. } = error {
         head.headers.append("location", location);
         head.headers.append("content-length", "0");
         return (head, Bytes::new());
     }
-    head.headers.append(HEADER_PROXY_ERROR, printable(&text));
     if let Some(id) = id {
         head.headers.append(HEADER_REQUEST, id.to_string());
     }
@@ -142,6 +144,14 @@ mod tests {
         assert_eq!(header, "no-endpoints: catalog.demo.svc.cluster.local:80 has no endpoints");
         assert_eq!(&body[..], format!("{header}\n").as_bytes());
         assert_eq!(head.headers.get_str(HEADER_REQUEST), Some("0000002a-7"));
+    }
+
+    #[test]
+    fn a_redirect_says_whose_it_is() {
+        let redirect = Error::Redirect { status: 301, location: "https://new/".into() };
+        let (head, body) = compose(&redirect, false, None);
+        assert_eq!((head.status, head.headers.get_str("location"), body.len()), (301, Some("https://new/"), 0));
+        assert_eq!(head.headers.get_str(HEADER_PROXY_ERROR), Some("redirect: redirect to https://new/"));
     }
 
     #[test]

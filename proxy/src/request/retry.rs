@@ -37,6 +37,9 @@ pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
+/// Source: linkerd2-proxy, exp-backoff.
+const MAX_JITTER: f32 = 100.0;
+
 impl Decider<'_> {
     /// Attempts in addition to the first.
     pub fn limit(&self) -> u32 {
@@ -46,6 +49,11 @@ impl Decider<'_> {
     /// Bytes of the body to keep.
     pub fn max_body(&self) -> usize {
         self.route.map_or(defaults::RETRY_MAX_BODY, |retry| retry.max_body)
+    }
+
+    /// True when a gRPC status calls for another attempt, which may come in trailers.
+    pub fn wants_status(&self) -> bool {
+        self.grpc && self.route.is_some_and(|retry| !retry.grpc_codes.is_empty())
     }
 
     /// True when the outcome calls for another attempt.
@@ -67,8 +75,9 @@ impl Decider<'_> {
         }
     }
 
-    /// How long to wait before attempt number `attempt` (1 is the first retry); `roll` is uniform in 0..1.
-    pub fn wait(&self, attempt: u32, roll: f32) -> Duration {
+    /// How long to wait before attempt number `attempt` (1 is the first retry); `hint` is the answer's `Retry-After`, `roll`
+    /// is uniform in 0..1.
+    pub fn wait(&self, attempt: u32, hint: Option<Duration>, roll: f32) -> Duration {
         let fallback = Backoff {
             min: defaults::RETRY_BACKOFF_MIN,
             max: defaults::RETRY_BACKOFF_MAX,
@@ -84,8 +93,11 @@ impl Decider<'_> {
         if self.route.is_none() && attempt == 1 {
             return Duration::ZERO;
         }
+        if let Some(hint) = hint.filter(|_| backoff.respect_retry_after) {
+            return hint.max(backoff.min).min(backoff.max);
+        }
         let base = backoff.min.saturating_mul(1 << (attempt - 1).min(16)).min(backoff.max);
-        base.mul_f32(1.0 + backoff.jitter.clamp(0.0, 1.0) * roll).min(backoff.max)
+        base.mul_f32(1.0 + backoff.jitter.clamp(0.0, MAX_JITTER) * roll).min(backoff.max)
     }
 }
 
@@ -128,15 +140,37 @@ mod tests {
         assert!(decider.wants(&Outcome::Response { status: 500, grpc: None }));
         assert!(decider.wants(&Outcome::Response { status: 200, grpc: Some(14) }));
         assert!(!decider.wants(&Outcome::Response { status: 200, grpc: Some(13) }));
-        assert_eq!((decider.limit(), decider.max_body(), decider.wait(3, 0.5)), (1, 10, Duration::ZERO));
+        assert_eq!((decider.limit(), decider.max_body(), decider.wait(3, None, 0.5)), (1, 10, Duration::ZERO));
     }
 
     #[test]
     fn waits_grow_up_to_their_bound() {
         let get = Method::GET;
         let decider = decider(&get, None);
-        assert_eq!(decider.wait(1, 1.0), Duration::ZERO);
-        assert_eq!(decider.wait(2, 0.0).as_millis(), 50);
-        assert!(decider.wait(30, 1.0) <= defaults::RETRY_BACKOFF_MAX);
+        assert_eq!(decider.wait(1, None, 1.0), Duration::ZERO);
+        assert_eq!(decider.wait(2, None, 0.0).as_millis(), 50);
+        assert!(decider.wait(30, None, 1.0) <= defaults::RETRY_BACKOFF_MAX);
+    }
+
+    #[test]
+    fn retry_after_counts_within_the_bounds_of_a_backoff_that_respects_it() {
+        let secs = Duration::from_secs;
+        let backoff = Backoff { min: secs(1), max: secs(8), jitter: 3.0, respect_retry_after: true };
+        let retry = Retry {
+            limit: 9,
+            max_body: 0,
+            statuses: Vec::new(),
+            grpc_codes: Vec::new(),
+            timeout: None,
+            backoff: Some(backoff),
+        };
+        let get = Method::GET;
+        for (hint, expect) in [(0, 1), (5, 5), (60, 8)] {
+            assert_eq!(decider(&get, Some(&retry)).wait(1, Some(secs(hint)), 0.5), secs(expect));
+        }
+        assert_eq!(decider(&get, Some(&retry)).wait(1, None, 0.5), secs(1).mul_f32(2.5));
+        let backoff = Backoff { respect_retry_after: false, ..backoff };
+        let retry = Retry { backoff: Some(backoff), ..retry };
+        assert_eq!(decider(&get, Some(&retry)).wait(1, Some(secs(5)), 0.0), secs(1));
     }
 }

@@ -43,6 +43,8 @@ pub struct Rule {
     pub retry: Option<Retry>,
     /// What retries may cost.
     pub budget: RetryBudget,
+    /// Clients may ask for other retries and timeouts.
+    pub allow_l5d_request_headers: bool,
     /// Who may: inbound only.
     pub authorizations: Vec<Authorization>,
     /// What else happens to requests; nearly always nothing.
@@ -119,6 +121,7 @@ impl Routes {
                         }),
                         timeouts: rule.timeouts,
                         retry: rule.retry.clone(),
+                        allow_l5d_request_headers: rule.allow_l5d_request_headers,
                         budget: RetryBudget::standard(Instant::now()),
                         authorizations: Vec::new(),
                         more,
@@ -144,6 +147,7 @@ impl Routes {
                 backends: Backends::Local,
                 timeouts: Timeouts::default(),
                 retry: None,
+                allow_l5d_request_headers: false,
                 budget: RetryBudget::standard(Instant::now()),
                 authorizations: authorizations.to_vec(),
                 more: None,

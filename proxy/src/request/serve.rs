@@ -86,14 +86,21 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
         loop {
             let next = tokio::select! {
                 biased;
-                next = accept.accept() => next,
+                next = accept.incoming() => next,
                 () = stop.stopping(), if !draining => {
                     draining = true;
                     accept.shutdown();
                     continue;
                 }
             };
-            let Some((mut head, stream)) = next else { return };
+            let (mut head, stream) = match next {
+                None => return,
+                Some(h2::Incoming::Request(head, stream)) => (head, stream),
+                Some(h2::Incoming::Refused(head, stream, error)) => {
+                    refuse(&conn, &head, stream, error);
+                    continue;
+                }
+            };
             let conn = conn.clone();
             // Boxed: the runtime moves a task's future several times.
             tokio::task::spawn_local(Box::pin(async move {
@@ -111,5 +118,17 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
     let (ended, ()) = tokio::join!(driver, serve);
     if let Err(error) = ended {
         tracing::debug!(client = %conn.client, %error, "client connection ended");
+        let error = Error::of_client(error);
+        if !matches!(error, Error::ClientGone) {
+            conn.shard.metrics.http_errors(conn.metrics.direction).count(error.reason());
+        }
     }
+}
+
+/// A request that nobody else will see. One that is malformed was reset (RFC 9113 section 8.1.1), and is recorded alone.
+fn refuse(conn: &Connection, head: &RequestHead, stream: h2::Stream, error: gossamer_engine::Error) {
+    let error = Error::of_client(error);
+    let id = Record::request(conn, head).refused(head, &error);
+    let head_only = head.method == gossamer_engine::message::Method::HEAD;
+    respond::send(&error, id, Version::Http2, head.is_grpc(), head_only, &mut Downstream::H2(stream));
 }

@@ -162,7 +162,9 @@ pub fn h2(data: &[u8]) {
     let mut streams = Vec::new();
     for _ in 0..64 {
         let ended = driver.as_mut().poll(cx).is_ready();
-        while let Poll::Ready(Some((_, mut stream))) = accept.poll_accept(cx) {
+        while let Poll::Ready(Some(h2::Incoming::Request(_, mut stream) | h2::Incoming::Refused(_, mut stream, _))) =
+            accept.poll_incoming(cx)
+        {
             let _ = stream.send_response(&ResponseHead::new(200), false);
             streams.push(stream);
         }

@@ -6,10 +6,17 @@ mod http;
 pub use http::{h1, h2};
 
 use gossamer_api::kubernetes::parse_yaml;
+use gossamer_api::policy::Timeouts;
+use gossamer_api::process::tls::Anchors;
 use gossamer_api::wire;
-use gossamer_api::workload::Identity;
+use gossamer_api::wire::mesh;
+use gossamer_api::workload::{Identity, Workload};
+use gossamer_engine::{RequestHead, ResponseHead, Version};
+use gossamer_identity::token::JoinTokens;
 use gossamer_proxy::balance::transport::Header;
 use gossamer_proxy::detect::{detect, promising};
+use gossamer_proxy::request::exchange::retry_after;
+use gossamer_proxy::request::{asked, headers};
 use linkerd2_proxy_api::{destination, inbound, outbound};
 use prost::Message;
 
@@ -55,7 +62,7 @@ pub fn objects(data: &[u8]) {
 /// Messages of the control plane; the first byte says which. What is accepted can be told on.
 pub fn policy(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
-    match kind % 4 {
+    match kind % 8 {
         0 => {
             let decoded = outbound::OutboundPolicy::decode(data).ok();
             if let Some(policy) = decoded.and_then(|policy| wire::outbound_policy_from_proto(policy).ok()) {
@@ -69,7 +76,43 @@ pub fn policy(data: &[u8]) {
                 assert!(wire::server_from_proto(wire::server_to_proto(&server)).is_ok(), "{server:?}");
             }
         }
-        2 => drop(destination::Update::decode(data).ok().map(wire::endpoint_update_from_proto)),
-        _ => drop(outbound::TrafficSpec::decode(data).ok().map(wire::traffic_spec_from_proto)),
+        2 => {
+            let decoded = destination::Update::decode(data).ok();
+            if let Some(update) = decoded.and_then(|update| wire::endpoint_update_from_proto(update).ok()) {
+                let told = wire::endpoint_update_from_proto(wire::endpoint_update_to_proto(&update));
+                assert_eq!(told.ok(), Some(update));
+            }
+        }
+        3 => drop(outbound::TrafficSpec::decode(data).ok().map(wire::traffic_spec_from_proto)),
+        4 => drop(inbound::PortSpec::decode(data).ok().map(wire::port_spec_from_proto)),
+        5 => drop(mesh::WatchExtensions::decode(data).ok().map(wire::watch_extensions_from_proto)),
+        6 => drop(mesh::ExtensionSet::decode(data).ok().map(wire::extensions_from_proto)),
+        _ => {
+            let text = String::from_utf8_lossy(data);
+            let _ = (text.parse::<Identity>(), Identity::spiffe(&text), JoinTokens::new().read(&text));
+            let _ = (Anchors::from_pem(&text), serde_json::from_str::<Workload>(&text));
+        }
     }
+}
+
+/// Headers that only proxies are meant to send, and anybody can: one `name: value` each line.
+pub fn mesh_headers(data: &[u8]) {
+    let (mut request, mut response) = (RequestHead::default(), ResponseHead::new(503));
+    request.version = Version::Http2;
+    for line in data.split(|byte| *byte == b'\n') {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().trim_ascii());
+        request.headers.append(name, value);
+        response.headers.append(name, value);
+    }
+    let mut asking = request.clone();
+    headers::outbound(&mut asking);
+    if let Some(asked) = asked::take(&mut asking.headers, None, Timeouts::default()) {
+        assert!(!asking.headers.contains("l5d-timeout") && !asking.headers.contains("l5d-retry-limit"), "{asked:?}");
+    }
+    headers::inbound(&mut request, Some("web"));
+    let clients: Vec<_> = request.headers.get_all("l5d-client-id").collect();
+    assert_eq!(clients, [b"web"], "nobody says who he is by a header");
+    let _ = (headers::upgrade(&request.headers), retry_after(&response));
+    headers::response(&mut response);
 }

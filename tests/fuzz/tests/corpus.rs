@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use fastrand::Rng;
+use gossamer_api::wire::mesh;
 use gossamer_fuzz as fuzz;
 use gossamer_proxy::balance::transport::{Header, Session};
 use linkerd2_proxy_api::{destination, inbound, meta, outbound};
@@ -164,7 +165,6 @@ fn transport_header() {
 
 #[test]
 fn certificate_requests() {
-    const NAME: &str = "web.demo.serviceaccount.identity.gossamer.cluster.local";
     let request = |names: &[&str], algorithm| {
         let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
         let mut request = rcgen::CertificateParams::new(names).unwrap();
@@ -215,11 +215,40 @@ fn messages_of_the_control_plane() {
     let update = destination::Update { update: Some(destination::update::Update::Add(added)) };
     let target = outbound::traffic_spec::Target::Authority("web.demo.svc.cluster.local:80".into());
     let asked = outbound::TrafficSpec { source_workload: r#"{"ns":"demo"}"#.into(), target: Some(target) };
+    let port = inbound::PortSpec { workload: r#"{"ns":"demo","pod":"web-1"}"#.into(), port: 8080 };
+    let target = "web.demo.svc.cluster.local:80".into();
+    let watch = mesh::WatchExtensions { source_workload: "demo:web-1".into(), target };
+    let header = mesh::Header { name: "x-a".into(), value: b"1".into() };
+    let edit = mesh::HeaderEdit { set: vec![header], add: Vec::new(), remove: vec!["x-b".into()] };
+    let delay = mesh::Delay { microseconds: 7, share: Some(mesh::Share { numerator: 1, denominator: 2 }) };
+    let kinds = [mesh::extension::Kind::ResponseHeaders(edit), mesh::extension::Kind::Delay(delay)];
+    let told = mesh::ExtensionSet { extensions: kinds.map(|kind| mesh::Extension { id: 7, kind: Some(kind) }).into() };
     let seeds = [
         [vec![0], policy.encode_to_vec()].concat(),
         [vec![1], server.encode_to_vec()].concat(),
         [vec![2], update.encode_to_vec()].concat(),
         [vec![3], asked.encode_to_vec()].concat(),
+        [vec![4], port.encode_to_vec()].concat(),
+        [vec![5], watch.encode_to_vec()].concat(),
+        [vec![6], told.encode_to_vec()].concat(),
+        [vec![7], NAME.into()].concat(),
+        [vec![7], b"spiffe://cluster.local/ns/demo/sa/web".into()].concat(),
+        [vec![7], br#"{"ns":"demo","pod":"web-1","nodeName":"n"}"#.into()].concat(),
+        [vec![7], format!("{NAME} {}\n# more\n", "a".repeat(40)).into()].concat(),
+        [vec![7], b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n".into()].concat(),
     ];
     drive(fuzz::policy, &seeds);
 }
+
+#[test]
+fn headers_of_the_mesh() {
+    let seeds = [
+        "l5d-orig-proto: HTTP/1.0; absolute-form\nl5d-client-id: forged\nconnection: close, l5d-client-id, x",
+        "l5d-retry-http: 5xx,gateway-error,500-504\nl5d-retry-grpc: unavailable\nl5d-retry-limit: 3\nl5d-retry-timeout: 1m",
+        "l5d-timeout: 10ms\nl5d-request-timeout: 3s\nl5d-response-timeout: 0\nupgrade: websocket\nconnection: upgrade",
+        "retry-after: 7\ngrpc-retry-pushback-ms: 100\nl5d-proxy-connection: close\nte: trailers",
+    ];
+    drive(fuzz::mesh_headers, &seeds.map(|seed| seed.as_bytes().to_vec()));
+}
+
+const NAME: &str = "web.demo.serviceaccount.identity.gossamer.cluster.local";

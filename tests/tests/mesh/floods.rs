@@ -4,7 +4,7 @@ use crate::{Pair, http_pair};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_proxy::balance::transport::Session;
 use gossamer_tests::client::{self, H1, H2};
-use gossamer_tests::expect::within;
+use gossamer_tests::expect::{becomes, within};
 use gossamer_tests::mesh::{Proxy, identity_of};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -136,6 +136,10 @@ async fn a_workload_that_floods_its_own_proxy_is_closed() {
         flood(TcpStream::connect(pair.entry()).await.unwrap(), *round, false).await;
         unharmed(&pair, &pair.shop, before, what).await;
     }
+    becomes((FLOODS.len() + UNREAD.len()) as f64, || async {
+        pair.shop.metrics().await.sum("outbound_http_errors_total", &[("error", "flood")])
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -154,4 +158,32 @@ async fn a_meshed_client_that_floods_is_closed() {
         flood(connect().await.unwrap(), *round, false).await;
         unharmed(&pair, &pair.web, before, what).await;
     }
+    becomes((FLOODS.len() + UNREAD.len()) as f64, || async {
+        pair.web.metrics().await.sum("inbound_http_errors_total", &[("error", "flood")])
+    })
+    .await;
+}
+
+/// Not a flood: requests that are no HTTP, and a connection that is none.
+#[tokio::test]
+async fn what_is_malformed_in_http2_is_reset_and_counted() {
+    let (pair, app) = http_pair().await;
+    let counted = || async { pair.shop.metrics().await.sum("outbound_http_errors_total", &[("error", "bad-request")]) };
+    let answered = || async {
+        let labels = [("direction", "outbound"), ("error", "bad-request"), ("status_code", "400")];
+        pair.shop.metrics().await.sum("response_total", &labels)
+    };
+    let mut io = TcpStream::connect(pair.entry()).await.unwrap();
+    let upper = [HEAD, b"\x00\x01X\x01y"].concat();
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    let start = [PREFACE, &settings, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &upper)].concat();
+    io.write_all(&start).await.unwrap();
+    becomes((1.0, 1.0), || async { (counted().await, answered().await) }).await;
+    // The connection goes on, until its peer speaks something else.
+    io.write_all(&frame(DATA, 0, 0, b"x")).await.unwrap();
+    let mut got = Vec::new();
+    let _ = within("the end", io.read_to_end(&mut got)).await;
+    assert_eq!(goaway(&got), Some(1), "PROTOCOL_ERROR");
+    becomes(2.0, counted).await;
+    assert_eq!(app.count(), 0);
 }

@@ -38,6 +38,38 @@ async fn both_sides_stream_at_the_same_time() {
     assert_eq!(trailers["grpc-status"], "0");
 }
 
+/// A workload that takes few requests at once: others wait their turn, and not for ever.
+#[tokio::test]
+async fn requests_beyond_all_streams_of_a_workload_queue_and_fail_in_time() {
+    let app = app::http("web").streams(1);
+    let pair = Pair::new(app.handler()).await;
+    let client = H2::connect(pair.entry()).await;
+    let slow = |path: &'static str| client.grpc("web", path, b"x");
+    // Nine connections would be one too many: the ninth request waits for the first to be over.
+    let answers = join_all((0..24).map(|_| slow("/slow/100"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.reason().is_empty()), "{answers:?}");
+    assert!(pair.web.apps[0].accepted() <= 8, "{} connections", pair.web.apps[0].accepted());
+
+    let start = std::time::Instant::now();
+    let hanging = join_all((0..8).map(|_| client.start(grpc_request("web", "/hang", empty()))));
+    let others = async {
+        becomes(24 + 8, || async { app.count() }).await;
+        join_all((0..4).map(|_| slow("/echo"))).await
+    };
+    let answers = tokio::select! {
+        _ = hanging => panic!("they hang"),
+        answers = others => answers,
+    };
+    for answer in answers {
+        assert_eq!((answer.grpc(), answer.reason()), (Some(14), "overloaded"), "{answer:?}");
+    }
+    let took = start.elapsed();
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(6), "{took:?}");
+    // There is room again as soon as somebody leaves.
+    becomes(8, || async { app.given_up() }).await;
+    assert_eq!(client.grpc("web", "/echo", b"x").await.grpc(), Some(0));
+}
+
 #[tokio::test]
 async fn a_reset_of_the_client_reaches_the_workload() {
     let (pair, app) = http_pair().await;

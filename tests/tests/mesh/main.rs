@@ -15,6 +15,7 @@ mod loops;
 mod metrics;
 mod mtls;
 mod opaque_tcp;
+mod policy_service;
 mod rate_limit;
 mod retries;
 mod routes;

@@ -88,6 +88,29 @@ async fn a_grpc_call_is_tried_again_where_the_service_says_so() {
 }
 
 #[tokio::test]
+async fn a_grpc_status_in_trailers_alone_counts_as_well() {
+    let (_mesh, _web, shop, app) = annotated(&[("retry.gossamer.io/grpc", "unavailable")]).await;
+    let client = H2::connect(shop.to(WEB)).await;
+    let answer = client.grpc("web", "/unavailable-late/1", b"x").await;
+    assert_eq!((answer.grpc(), app.count()), (Some(0), 2), "{answer:?}");
+    // Once more is allowed; the last answer is the client's, whole.
+    let answer = client.grpc("web", "/unavailable-late/9", b"x").await;
+    assert_eq!((answer.grpc(), answer.header("grpc-status"), app.count()), (Some(14), "", 4), "{answer:?}");
+}
+
+/// Nothing is lost where the trailers come together with the head.
+#[tokio::test]
+async fn trailers_without_content_reach_the_client() {
+    let (pair, app) = http_pair().await;
+    let client = H2::connect(pair.entry()).await;
+    for path in ["/unavailable-late/1", "/unavailable-late/2"] {
+        let answer = client.grpc("web", path, b"x").await;
+        assert_eq!((answer.status, answer.grpc()), (200, Some(14)), "{path}: {answer:?}");
+    }
+    assert_eq!(app.count(), 2);
+}
+
+#[tokio::test]
 async fn a_service_whose_only_endpoint_refuses_fails_within_a_second_and_says_why() {
     let mesh = Mesh::start().await;
     let _gone = mesh.workload("web").port(8080).unmeshed().start().await;

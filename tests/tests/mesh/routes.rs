@@ -195,7 +195,13 @@ spec:
     .await;
     let answer = ask(shop.shop.to(WEB), "GET", "/old/a?b=c", &[]).await;
     assert_eq!((answer.status, answer.header("location")), (301, "https://new.example:8443/new/a?b=c"), "{answer:?}");
+    assert_eq!(answer.reason(), "redirect", "{answer:?}");
     assert_eq!(shop.apps[0].count(), 0);
+    // The same word in metrics, and no failure.
+    let metrics = shop.shop.metrics().await;
+    let redirects = [("direction", "outbound"), ("error", "redirect"), ("classification", "success")];
+    assert_eq!(metrics.sum("response_total", &redirects), 1.0, "{}", metrics.text);
+    assert_eq!(metrics.sum("outbound_http_errors_total", &[]), 0.0, "{}", metrics.text);
     assert_eq!(ask(shop.shop.to(WEB), "GET", "/older", &[]).await.header("x-app"), "web");
 }
 

@@ -3,7 +3,7 @@
 use crate::http_pair;
 use gossamer_proxy::balance::transport::Session;
 use gossamer_tests::app::{self, Http};
-use gossamer_tests::client::{self, Raw};
+use gossamer_tests::client::{self, H2, Raw};
 use gossamer_tests::mesh::{Mesh, identity_of};
 use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt;
@@ -150,5 +150,19 @@ async fn a_head_that_is_too_large_gets_431() {
     raw.send(format!("GET / HTTP/1.1\r\nhost: web\r\nx-a: {}\r\n\r\n", "a".repeat(70_000))).await;
     let got = raw.rest().await.unwrap_or_default();
     assert!(got.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&got));
+    assert!(String::from_utf8_lossy(&got).contains("l5d-proxy-error: head-too-large"));
+    // HTTP/2 says the same.
+    let mut request = client::grpc_request("web", "/", app::empty());
+    request.headers_mut().insert("x-a", "a".repeat(70_000).try_into().unwrap());
+    let client = H2::connect(pair.entry()).await;
+    let answer = client.send(request).await.unwrap();
+    assert_eq!((answer.status, answer.reason(), answer.grpc()), (200, "head-too-large", Some(8)), "{answer:?}");
+    let get = http::Request::get("http://web/").header("x-a", "a".repeat(70_000)).body(app::empty()).unwrap();
+    let answer = client.send(get).await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (431, "head-too-large"), "{answer:?}");
+    let metrics = pair.shop.metrics().await;
+    assert_eq!(metrics.sum("outbound_http_errors_total", &[("error", "head-too-large")]), 3.0, "{}", metrics.text);
+    let answered = [("direction", "outbound"), ("error", "head-too-large"), ("status_code", "431")];
+    assert_eq!(metrics.sum("response_total", &answered), 3.0, "{}", metrics.text);
     assert_eq!(app.count(), 0);
 }

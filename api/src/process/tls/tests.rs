@@ -27,12 +27,13 @@ impl Root {
 
     /// Credentials of `name` that ended or will end `seconds` from now; not checked.
     pub(in crate::process) fn issue(&self, name: &str, seconds: i64) -> Arc<Credentials> {
+        self.issue_for(name, &[dns(name), uri(SPIFFE)], seconds)
+    }
+
+    fn issue_for(&self, name: &str, names: &[SanType], seconds: i64) -> Arc<Credentials> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![
-            SanType::DnsName(name.try_into().unwrap()),
-            SanType::URI("spiffe://cluster.local/ns/demo/sa/x".try_into().unwrap()),
-        ];
+        params.subject_alt_names = names.to_vec();
         params.not_before = OffsetDateTime::now_utc() - time::Duration::days(2);
         params.not_after = OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
@@ -41,6 +42,16 @@ impl Root {
         Arc::new(Credentials::unverified(name.parse().unwrap(), chain, key, self.anchors.clone()).unwrap())
     }
 }
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
+}
+
+fn uri(id: &str) -> SanType {
+    SanType::URI(id.try_into().unwrap())
+}
+
+const SPIFFE: &str = "spiffe://cluster.local/ns/demo/sa/x";
 
 type Pair = (tokio_rustls::client::TlsStream<DuplexStream>, tokio_rustls::server::TlsStream<DuplexStream>);
 
@@ -121,6 +132,40 @@ async fn refuses_wrong_names_ends_and_roots() {
         // Both test roots have the same name, hence the signature. The side that didn't notice is told by an alert; either may come first.
         assert!(matches || error.contains("alert") || error.contains("Expired"), "{case}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_server_is_believed_by_whom_it_proves_to_be_not_by_the_name_it_is_asked_for_by() {
+    let (root, other) = (Root::test(), Root::test());
+    let client = root.issue(WEB, 60);
+    let spiffe = |id: &str| Identity::spiffe(id).unwrap();
+    let server = root.issue(API, 60);
+    let foreign = other.issue(API, 60);
+    let expired = root.issue(API, -1);
+    // As SPIRE makes them.
+    let alone = root.issue_for(API, &[uri(SPIFFE)], 60);
+    let cases = [
+        (&server, API.parse().unwrap(), "gateway.example", true),
+        (&server, WEB.parse().unwrap(), API, false),
+        (&server, spiffe(SPIFFE), "gateway.example", true),
+        (&server, spiffe("spiffe://cluster.local/ns/demo/sa/y"), API, false),
+        (&alone, spiffe(SPIFFE), API, true),
+        (&alone, API.parse().unwrap(), "gateway.example", false),
+        (&foreign, spiffe(SPIFFE), API, false),
+        (&expired, spiffe(SPIFFE), API, false),
+    ];
+    for (server, expected, asked, believed) in cases {
+        // Twice: no session may stand in for the proof.
+        for _ in 0..2 {
+            let config = client.client_config_expecting(&[b"h2"], &expected);
+            let result = shake(config, server.server_config(&[b"h2"], ClientAuth::Required), asked).await;
+            assert_eq!(result.is_ok(), believed, "{expected} asked for as {asked}: {:?}", result.err());
+        }
+    }
+    let credentials = root.issue_for(WEB, &[SanType::DnsName("*.x".try_into().unwrap()), uri(SPIFFE), dns(WEB)], 60);
+    assert_eq!(peer_identity(&credentials.chain), Some(spiffe(SPIFFE)), "the first that is an identity");
+    assert_eq!(peer_identity(&alone.chain), Some(spiffe(SPIFFE)));
+    assert_eq!(peer_identity(&root.issue_for(WEB, &[uri("https://x/y")], 60).chain), None);
 }
 
 #[tokio::test]

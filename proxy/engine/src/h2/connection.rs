@@ -22,8 +22,6 @@ use crate::message::{Headers, RequestHead, ResponseHead};
 /// Streams wait while the out-buffer holds this much: enough to fill a socket's buffer at once, and what a slow peer
 /// can make a connection hold.
 pub(super) const OUT_LIMIT: usize = 128 * 1024;
-/// Streams that a client opens before the server's SETTINGS are there.
-const STREAMS_BEFORE_SETTINGS: u32 = 100;
 /// Remembered ids of closed streams.
 const CLOSED: usize = 128;
 /// Cleared `Headers` kept for the next heads.
@@ -82,6 +80,8 @@ pub(super) struct Connection {
     pub(super) ready: VecDeque<u32>,
 
     pub(super) accept: VecDeque<(u32, RequestHead)>,
+    /// Requests that are to be refused.
+    pub(super) refused: VecDeque<(u32, RequestHead, Error)>,
     pub(super) accept_waker: Option<Waker>,
     open_waiters: Vec<Waker>,
     spare_headers: Vec<Headers>,
@@ -111,6 +111,9 @@ pub(super) struct Connection {
     notified: bool,
 }
 
+/// A request's slot, its head, and why it is to be refused.
+pub(super) type Accepted = (u32, RequestHead, Option<Error>);
+
 /// Counts what a peer does to no use, within the current second.
 #[derive(Default)]
 pub(super) struct Abuse {
@@ -138,7 +141,7 @@ impl Connection {
                 seen: false,
                 initial_window: DEFAULT_WINDOW,
                 max_frame: MIN_MAX_FRAME,
-                max_streams: STREAMS_BEFORE_SETTINGS,
+                max_streams: config.streams_before_settings,
                 connect_protocol: false,
             },
             settings_acked: false,
@@ -147,6 +150,7 @@ impl Connection {
             unannounced: 0,
             ready: VecDeque::new(),
             accept: VecDeque::new(),
+            refused: VecDeque::new(),
             accept_waker: None,
             open_waiters: Vec::new(),
             spare_headers: Vec::new(),
@@ -222,7 +226,12 @@ impl Connection {
     /// True when there is no more to do, ever.
     pub(super) fn finished(&self) -> bool {
         let going = self.draining || self.goaway_received.is_some() && self.role == Role::Client;
-        going && !self.goaway_ping && self.open == 0 && self.accept.is_empty()
+        going && !self.goaway_ping && self.open == 0 && self.accept.is_empty() && self.refused.is_empty()
+    }
+
+    /// True while the peer should be there.
+    pub(super) fn wants_alive(&self) -> bool {
+        self.open > 0 || self.config.keep_alive_while_idle
     }
 
     /// Ends everything: `error` goes to all streams that are not over.
@@ -475,9 +484,13 @@ impl Connection {
         }
     }
 
-    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(RequestHead, u32, u32)>> {
+    /// The next request.
+    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         if let Some((key, head)) = self.accept.pop_front() {
-            return Poll::Ready(Some((head, key, self.slots[key].id)));
+            return Poll::Ready(Some((key, head, None)));
+        }
+        if let Some((key, head, why)) = self.refused.pop_front() {
+            return Poll::Ready(Some((key, head, Some(why))));
         }
         if self.dead.is_some() || (self.goaway_sent.is_some() && !self.goaway_ping) {
             return Poll::Ready(None);
@@ -527,7 +540,9 @@ impl Connection {
         }
         self.shutdown();
         // Requests that nobody will take.
-        while let Some((key, _)) = self.accept.pop_front() {
+        let refused = std::mem::take(&mut self.refused).into_iter().map(|(key, ..)| key);
+        let accepted = std::mem::take(&mut self.accept).into_iter().map(|(key, _)| key);
+        for key in accepted.chain(refused) {
             self.reset(key, code::REFUSED_STREAM, Error::Cancelled);
             self.release(key);
         }

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::connection::{ABUSE_WINDOW, ALIVE_PING, Connection, OUT_LIMIT};
-use super::frame;
 use super::stream::Shared;
+use super::{code, frame};
 use crate::buffer;
 use crate::error::Error;
 
@@ -143,6 +143,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
+    /// True once the peer has said how many streams it takes.
+    pub fn is_settled(&self) -> bool {
+        self.shared.borrow().peer.seen
+    }
+
     /// One turn; ready when the connection is over.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if let Err(error) = self.read(cx) {
@@ -232,7 +237,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let last = connection.last_peer_id;
             frame::write_goaway(&mut connection.out, last, fatal.code);
             connection.die(Error::GoAway(fatal.code));
-            return Err(Error::Malformed(fatal.why));
+            return Err(match fatal.code {
+                code::ENHANCE_YOUR_CALM => Error::Flood(fatal.why),
+                _ => Error::Malformed(fatal.why),
+            });
         }
         // Counting starts anew every second.
         let abuse = &mut connection.abuse;
@@ -255,6 +263,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let due = alive.heard + alive.interval;
             if now < due {
                 alive.sleep.as_mut().reset(due);
+            } else if !alive.pinged && !self.shared.borrow().wants_alive() {
+                alive.heard = now;
+                alive.sleep.as_mut().reset(now + alive.interval);
             } else if alive.pinged {
                 return Err(Error::Unresponsive);
             } else {

@@ -11,8 +11,8 @@
 //!
 //! **Bounds.** Received content: the windows. The out-buffer: 128 KiB plus one chunk per stream, which stays with its
 //! stream. Header blocks, queued answers, resets and useless frames: counted; a peer that exceeds them gets
-//! GOAWAY(ENHANCE_YOUR_CALM). A request whose fields are too large is answered with 431 here. An idle connection
-//! holds no buffers.
+//! GOAWAY(ENHANCE_YOUR_CALM). A request that is malformed or too large is told apart from others ([`Incoming`]). An idle
+//! connection holds no buffers.
 //!
 //! Not here: server push (refused), priorities (parsed and ignored), upgrade from HTTP/1.1.
 
@@ -35,7 +35,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use driver::Driver;
-pub use stream::{Accept, Client, Closer, Stream};
+pub use stream::{Accept, Client, Closer, Incoming, Stream};
 
 use connection::{Connection, Role};
 
@@ -61,9 +61,14 @@ pub struct Config {
     pub max_header_list: u32,
     /// Ping the peer after that long without a frame, and give up when nothing comes for that long after. Off.
     pub keep_alive: Option<(Duration, Duration)>,
+    /// Also while no stream is open. On.
+    pub keep_alive_while_idle: bool,
     /// Streams the peer may reset per second before they are answered (CVE-2023-44487). 1000: below that, resetting
     /// costs us no more than sending requests would.
     pub max_resets_per_second: u32,
+    /// Client: streams to open before the server has said how many it takes. 100, which RFC 9113 recommends as the least
+    /// limit; what a connection before this one was told is better.
+    pub streams_before_settings: u32,
     /// Server: admit extended CONNECT (RFC 8441). Off.
     pub enable_connect_protocol: bool,
 }
@@ -77,7 +82,9 @@ impl Default for Config {
             max_frame_size: frame::MIN_MAX_FRAME,
             max_header_list: 64 * 1024,
             keep_alive: None,
+            keep_alive_while_idle: true,
             max_resets_per_second: 1000,
+            streams_before_settings: 100,
             enable_connect_protocol: false,
         }
     }

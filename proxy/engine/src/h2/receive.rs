@@ -12,7 +12,7 @@ use super::head::{self, Flaw, Judged};
 use super::hpack::Undecodable;
 use super::slot::{Method, Slot};
 use crate::error::Error;
-use crate::message::{RequestHead, ResponseHead};
+use crate::message::RequestHead;
 
 /// DATA from this size on is handed to its reader as a slice of the read buffer; smaller ones are copied, so that a
 /// few bytes never hold a whole buffer.
@@ -370,23 +370,23 @@ impl Connection {
             flaw => flaw,
         };
         match flaw {
-            None => {
-                self.accept.push_back((key, request));
-                if let Some(waker) = self.accept_waker.take() {
-                    waker.wake();
-                    self.woke = true;
-                }
-                return Ok(());
-            }
-            Some(Flaw::Malformed(why)) => self.malformed(key, why)?,
-            Some(Flaw::TooLarge) => {
-                // The one answer that this room gives by itself: nobody else has seen the request.
-                let _ = self.send_response(key, &ResponseHead::new(431), true);
-                self.reset(key, code::NO_ERROR, Error::Cancelled);
+            None => self.accept.push_back((key, request)),
+            Some(flaw) => {
+                self.useless()?;
+                let why = match flaw {
+                    Flaw::Malformed(why) => {
+                        self.malformed(key, why)?;
+                        Error::Malformed(why)
+                    }
+                    Flaw::TooLarge => Error::HeadTooLarge,
+                };
+                self.refused.push_back((key, request, why));
             }
         }
-        self.useless()?;
-        self.release(key);
+        if let Some(waker) = self.accept_waker.take() {
+            waker.wake();
+            self.woke = true;
+        }
         Ok(())
     }
 

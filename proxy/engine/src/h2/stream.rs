@@ -68,6 +68,11 @@ impl Client {
         self.shared.borrow().has_capacity()
     }
 
+    /// Streams that the server takes at once, as far as it has said.
+    pub fn max_streams(&self) -> u32 {
+        self.shared.borrow().peer.max_streams
+    }
+
     /// Opens no more streams; the connection ends after those that are open.
     pub fn shutdown(&self) {
         self.shared.borrow_mut().shutdown();
@@ -91,18 +96,46 @@ impl Drop for Accept {
     }
 }
 
+/// What a peer has sent.
+pub enum Incoming {
+    /// A request to be served.
+    Request(RequestHead, Stream),
+    /// One that is not: malformed, and its stream reset already; or too large, to be answered with 431. The head is what
+    /// was read until then.
+    Refused(RequestHead, Stream, Error),
+}
+
 impl Accept {
-    /// The next request; `None` when there will be none.
+    /// The next request to be served; `None` when there will be none. Others are refused without a word.
     pub async fn accept(&mut self) -> Option<(RequestHead, Stream)> {
-        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+        loop {
+            match self.incoming().await? {
+                Incoming::Request(head, stream) => return Some((head, stream)),
+                Incoming::Refused(_, mut stream, Error::HeadTooLarge) => {
+                    let _ = stream.send_response(&ResponseHead::new(431), true);
+                }
+                Incoming::Refused(..) => {}
+            }
+        }
     }
 
-    /// The next request; `None` when there will be none.
-    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(RequestHead, Stream)>> {
-        self.shared
-            .borrow_mut()
-            .poll_accept(cx)
-            .map(|next| next.map(|(head, key, id)| (head, Stream { shared: self.shared.clone(), key, id })))
+    /// The next request, also one that is to be refused; `None` when there will be none.
+    pub async fn incoming(&mut self) -> Option<Incoming> {
+        std::future::poll_fn(|cx| self.poll_incoming(cx)).await
+    }
+
+    /// The next request, also one that is to be refused; `None` when there will be none.
+    pub fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        let mut shared = self.shared.borrow_mut();
+        shared.poll_accept(cx).map(|next| {
+            let (key, head, refused) = next?;
+            let id = shared.slots[key].id;
+            let stream = Stream { shared: self.shared.clone(), key, id };
+            Some(match refused {
+                None => Incoming::Request(head, stream),
+                Some(why) => Incoming::Refused(head, stream, why),
+            })
+        })
     }
 
     /// Says goodbye: what the peer opened before it heard so is still served, then the connection ends.
@@ -193,6 +226,31 @@ impl Stream {
         let shared = self.shared.borrow();
         let slot = &shared.slots[self.key];
         slot.remote_end && slot.buffered == 0
+    }
+
+    /// True when nothing more will be received, and no trailers are there to be taken either.
+    pub fn is_over(&self) -> bool {
+        let shared = self.shared.borrow();
+        let slot = &shared.slots[self.key];
+        slot.remote_end && slot.buffered == 0 && slot.trailers.is_none()
+    }
+
+    /// Ready when content, trailers or the end have come; they stay to be taken.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut shared = self.shared.borrow_mut();
+        let slot = &mut shared.slots[self.key];
+        if slot.remote_end || slot.buffered > 0 || slot.error.is_some() {
+            return Poll::Ready(());
+        }
+        register(&mut slot.recv_waker, cx.waker());
+        Poll::Pending
+    }
+
+    /// Looks at the trailers, if they have come and nothing lies before them; they stay to be taken.
+    pub fn trailers<T>(&self, look: impl FnOnce(&Headers) -> T) -> Option<T> {
+        let shared = self.shared.borrow();
+        let slot = &shared.slots[self.key];
+        slot.trailers.as_ref().filter(|_| slot.buffered == 0).map(look)
     }
 
     /// Server: sends a 1xx head.
