@@ -74,7 +74,7 @@ const ALONE: &[Test] = &[
     ("restarted_daemons_fail_nothing", restarts::restarted_daemons_fail_nothing),
     ("a_node_comes_back_after_a_power_cut", restarts::a_node_comes_back_after_a_power_cut),
     // Last: what it leaves has to be cleared away.
-    ("three_hundred_pods_are_asked_in_seconds", many::three_hundred_pods_are_asked_in_seconds),
+    ("hundreds_of_pods_are_asked_in_seconds", many::hundreds_of_pods_are_asked_in_seconds),
 ];
 
 /// At once; the machine has few cores, and deadlines are real.
