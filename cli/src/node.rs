@@ -6,24 +6,34 @@ use crate::sandbox::state::State;
 use crate::sandbox::{dns, enter, network};
 use gossamer_api::defaults;
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::UdpSocket;
 
 /// A mesh's own folder, bridge and DNS, for as long as the process lives.
 pub struct Node {
     /// The folder.
     pub state: State,
+    /// Until names are answered for, questions wait in here.
+    names: Option<UdpSocket>,
+    outside: Option<Arc<Outside>>,
 }
 
 impl Node {
-    /// Makes the bridge, answers for names and opens the way out, if there is one. This process must be inside a new
-    /// private network.
-    pub async fn start(state: State, resolve: dns::Resolve) -> Result<Node> {
+    /// Makes the bridge and opens the way out, if there is one. This process must be inside a private network.
+    pub async fn start(state: State) -> Result<Node> {
         network::make_bridge()?;
         let outside = Outside::open()?;
         if let Some(outside) = &outside {
             outside::relay(outside.clone()).await?;
         }
-        tokio::spawn(dns::serve(dns::bind(network::NODE).await?, resolve, outside));
-        Ok(Node { state })
+        Ok(Node { state, names: Some(dns::bind(network::NODE).await?), outside })
+    }
+
+    /// Answers for names, from now on.
+    pub fn answer(&mut self, resolve: dns::Resolve) {
+        if let Some(names) = self.names.take() {
+            tokio::spawn(dns::serve(names, resolve, self.outside.clone()));
+        }
     }
 
     /// Lets other commands find the mesh.

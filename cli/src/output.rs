@@ -1,5 +1,6 @@
 //! How results look: tables for people, JSON for programs, colour only on a terminal and never with `NO_COLOR`.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 
 /// `-o`.
@@ -16,7 +17,12 @@ pub enum Format {
 
 /// True when standard output may be coloured.
 pub fn colour() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::stdout().is_terminal()
+    may_colour(std::env::var_os("NO_COLOR"), std::io::stdout().is_terminal())
+}
+
+/// Source: no-color.org, which an empty variable does not mean.
+fn may_colour(no_color: Option<OsString>, terminal: bool) -> bool {
+    terminal && no_color.is_none_or(|value| value.is_empty())
 }
 
 /// Text with an SGR code for standard output, or as it is.
@@ -26,8 +32,10 @@ pub fn paint(text: impl std::fmt::Display, sgr: &str) -> String {
 
 /// The same for standard error.
 pub fn paint_err(text: &str, sgr: &str) -> String {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || !std::io::stderr().is_terminal();
-    if plain { text.to_string() } else { format!("\x1b[{sgr}m{text}\x1b[0m") }
+    match may_colour(std::env::var_os("NO_COLOR"), std::io::stderr().is_terminal()) {
+        true => format!("\x1b[{sgr}m{text}\x1b[0m"),
+        false => text.to_string(),
+    }
 }
 
 /// Rows in columns as wide as their widest cell, two blanks apart. The columns named in `right` are right-aligned.
@@ -85,6 +93,12 @@ pub fn percent(share: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colour_is_for_terminals_and_for_those_who_want_it() {
+        assert!(may_colour(None, true) && may_colour(Some("".into()), true));
+        assert!(!may_colour(Some("1".into()), true) && !may_colour(None, false));
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

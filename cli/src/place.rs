@@ -9,8 +9,8 @@ use crate::fan;
 use crate::output::paint_err;
 use crate::registry::Client;
 use crate::resource::{self, Resource};
-use crate::sandbox::enter;
 use crate::sandbox::state::{self, Mesh};
+use crate::sandbox::{enter, network};
 use crate::scrape::{self, Sample};
 use crate::stats::{Answer, Scrape};
 use gossamer_api::defaults;
@@ -19,6 +19,7 @@ use gossamer_api::workload::Identity;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::Path;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -88,7 +89,7 @@ impl Scope {
         Facts {
             local: self.local || self.mesh.is_some(),
             cluster: !self.local && (self.cluster.is_given() || is_plugin(std::env::args_os().next().as_deref())),
-            runs: state::meshes().is_ok_and(|meshes| !meshes.is_empty()),
+            runs: state::any(),
             configured: self.cluster.is_configured(),
         }
     }
@@ -370,6 +371,15 @@ impl Workload {
     /// `NAMESPACE/POD`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.pod)
+    }
+
+    /// Where it is, and what its own connections come from.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let Ok(ip) = self.address.parse() else { return Vec::new() };
+        match (&self.reach, ip) {
+            (Reach::Here { .. }, IpAddr::V4(v4)) => vec![ip, network::v6_of(v4).into()],
+            _ => vec![ip],
+        }
     }
 
     /// `deploy/web`; `web` on this machine.

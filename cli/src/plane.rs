@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tonic::Status;
@@ -50,6 +51,13 @@ impl Addresses {
         Err(CommandError::failed(format!("{REPLICAS} replicas run already")))
     }
 
+    /// This one, if nobody has it.
+    fn claim(&mut self, address: Ipv4Addr) -> bool {
+        let number = (address.to_bits() & 0xffff).checked_sub(FIRST).filter(|number| *number < REPLICAS);
+        let here = address.to_bits() >> 16 == network::NODE.to_bits() >> 16;
+        here && number.is_some_and(|number| self.taken.insert(number))
+    }
+
     pub(crate) fn give_back(&mut self, address: Ipv4Addr) {
         self.taken.remove(&((address.to_bits() & 0xffff) - FIRST));
     }
@@ -68,6 +76,8 @@ struct Inner {
     addresses: Mutex<Addresses>,
     /// How many workloads there are, for whoever ends with the last.
     count: watch::Sender<usize>,
+    /// Replicas of an earlier control plane that have not come back yet, and their addresses, which are taken.
+    awaited: watch::Sender<BTreeMap<(String, String), Ipv4Addr>>,
     /// The mesh's folder, where taps are reached.
     folder: Mutex<PathBuf>,
     /// What proxies are told, once there is something to tell.
@@ -86,6 +96,8 @@ pub struct Lease {
 const DESTINATION_ACCOUNT: &str = "gossamer-destination";
 /// Addresses of services. They are on no interface: connections to them are redirected to the proxy before they leave.
 const SERVICES: &str = "10.78.0.0/16";
+/// Workloads notice within a tenth of a second that there is a new control plane.
+const RETURN: Duration = Duration::from_secs(3);
 
 impl Plane {
     /// Everything that needs no socket. `objects`: a folder of YAML objects to watch.
@@ -103,6 +115,7 @@ impl Plane {
             stop,
             addresses: Mutex::default(),
             count: watch::channel(0).0,
+            awaited: watch::channel(BTreeMap::new()).0,
             folder: Mutex::default(),
             proxy_env: Mutex::default(),
         })))
@@ -118,10 +131,12 @@ impl Plane {
         })
     }
 
-    /// Starts identity, destination and registry on the node.
+    /// Starts identity, destination and registry on the node. Where workloads have outlived an earlier control plane
+    /// they are waited for before anybody is answered: half a mesh would look like services without replicas.
     pub async fn serve(&self, node: &Node) -> Result<()> {
         let inner = &self.0;
         *lock(&inner.folder) = node.state.file("");
+        self.expect(node.state.survivors().into_iter().flat_map(|survivor| survivor.replicas));
         let folder = node.state.file("identity");
         let mut config = Config::new(folder, TokenCheck::JoinTokens(inner.tokens.clone()));
         config.listen = (network::NODE, defaults::IDENTITY_PORT).into();
@@ -133,8 +148,6 @@ impl Plane {
 
         let listen = |port| TcpListener::bind((network::NODE, port));
         let identity_listener = listen(defaults::IDENTITY_PORT).await.context("the identity service's port")?;
-        let destination_listener =
-            listen(defaults::DESTINATION_PORT).await.context("the destination service's port")?;
         *lock(&inner.proxy_env) = proxy_env(&identity, &destination, authority.service.anchors().pem());
 
         let stop = inner.stop.clone();
@@ -143,6 +156,11 @@ impl Plane {
                 tracing::error!("identity has stopped: {error:#}");
             }
         });
+        crate::registry::serve(self.clone(), node.state.file("registry.sock"), inner.stop.clone())?;
+        self.returned().await;
+
+        let destination_listener =
+            listen(defaults::DESTINATION_PORT).await.context("the destination service's port")?;
         let admit = self.clone();
         let settings = gossamer_destination::Config {
             files: inner.objects.clone(),
@@ -160,7 +178,42 @@ impl Plane {
         };
         let socket = UnixListener::bind(node.state.file("query.sock")).context("the mesh's socket for questions")?;
         inner.stop.spawn(grpc::serve_unix(gossamer_destination::serve::services(asked), socket, inner.stop.clone()));
-        crate::registry::serve(self.clone(), node.state.file("registry.sock"), inner.stop.clone())
+        Ok(())
+    }
+
+    /// Keeps names and addresses for replicas that will come back.
+    fn expect(&self, replicas: impl Iterator<Item = (String, String, Ipv4Addr)>) {
+        let mut addresses = lock(&self.0.addresses);
+        let expected = replicas.filter(|(.., address)| addresses.claim(*address));
+        let expected = expected.map(|(namespace, name, address)| ((namespace, name), address)).collect();
+        self.0.awaited.send_replace(expected);
+    }
+
+    /// Waits for them, for a while.
+    async fn returned(&self) {
+        let mut awaited = self.0.awaited.subscribe();
+        let all = awaited.wait_for(|awaited| awaited.is_empty());
+        if tokio::time::timeout(RETURN, all).await.is_err() {
+            tracing::warn!("some workloads of the earlier control plane have not come back");
+        }
+    }
+
+    /// An address for a replica; one that comes back has had it before.
+    fn address(&self, namespace: &str, replica: &str, had: &str) -> Result<Ipv4Addr> {
+        let inner = &self.0;
+        if had.is_empty() {
+            return lock(&inner.addresses).take();
+        }
+        let had: Ipv4Addr = had.parse().context(format!("address {had:?}"))?;
+        let (key, mut kept) = ((namespace.to_string(), replica.to_string()), false);
+        inner.awaited.send_if_modified(|awaited| {
+            kept = awaited.get(&key) == Some(&had);
+            kept && awaited.remove(&key).is_some()
+        });
+        match kept || lock(&inner.addresses).claim(had) {
+            true => Ok(had),
+            false => Err(CommandError::failed(format!("address {had} belongs to another workload"))),
+        }
     }
 
     /// A proxy is told what concerns its own workload only.
@@ -184,14 +237,11 @@ impl Plane {
     /// Registers a workload until the lease is dropped.
     pub fn register(&self, workload: RegisterWorkload) -> Result<(Registered, Lease)> {
         let inner = &self.0;
-        if !workload.address.is_empty() {
-            return Err(CommandError::failed("a workload's address is chosen by the control plane"));
-        }
         let namespace = if workload.namespace.is_empty() { "default".into() } else { workload.namespace };
         let replica =
             if workload.replica.is_empty() { self.new_name(&namespace, &workload.name) } else { workload.replica };
         let ports = workload.ports.iter().map(port).collect::<Result<Vec<_>>>()?;
-        let address = lock(&inner.addresses).take()?;
+        let address = self.address(&namespace, &replica, &workload.address)?;
         // From here on dropping it gives the address back.
         let mut lease = Lease { plane: self.clone(), address, held: None };
         let registration = inner.standalone.register(WorkloadSpec {
@@ -266,8 +316,10 @@ impl Plane {
 
     /// The lowest number that is free.
     fn new_name(&self, namespace: &str, service: &str) -> String {
+        let known = self.0.standalone.list().into_iter().map(|spec| (spec.namespace, spec.replica));
+        let awaited: Vec<_> = self.0.awaited.borrow().keys().cloned().collect();
         let taken: BTreeSet<String> =
-            self.0.standalone.list().into_iter().filter(|s| s.namespace == namespace).map(|s| s.replica).collect();
+            known.chain(awaited).filter(|(its, _)| its == namespace).map(|(_, replica)| replica).collect();
         (1..).map(|n| format!("{service}-{n}")).find(|name| !taken.contains(name)).unwrap_or_default()
     }
 
@@ -387,6 +439,27 @@ mod tests {
         }
         assert_eq!(addresses.take().unwrap(), first);
         assert!(addresses.take().is_err());
+    }
+
+    #[test]
+    fn who_comes_back_keeps_its_address_and_its_name() {
+        let plane = Plane::prepare(None, Stop::new()).unwrap();
+        let had: Ipv4Addr = "10.77.0.11".parse().unwrap();
+        plane.expect([("default".to_string(), "web-1".to_string(), had)].into_iter());
+        let register = |replica: &str, address: &str| {
+            let (name, replica, address) = ("web".into(), replica.into(), address.into());
+            plane.register(RegisterWorkload { name, replica, address, unmeshed: true, ..RegisterWorkload::default() })
+        };
+        let (new, _lease) = register("", "").unwrap();
+        assert_ne!((new.replica.as_str(), new.address.as_str()), ("web-1", "10.77.0.11"));
+        assert!(register("web-7", "10.77.0.11").is_err(), "it is somebody else's");
+        let (back, lease) = register("web-1", "10.77.0.11").unwrap();
+        assert_eq!((back.replica.as_str(), back.address.as_str()), ("web-1", "10.77.0.11"));
+        drop(lease);
+        assert!(register("web-1", "10.77.0.11").is_ok(), "its stream may have broken");
+        for address in ["10.77.0.1", "10.99.0.20", "10.77.255.255", "nonsense"] {
+            assert!(register("web-9", address).is_err(), "{address}");
+        }
     }
 
     #[test]

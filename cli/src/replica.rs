@@ -16,7 +16,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -117,6 +117,23 @@ impl Replica {
         self.token = Some(file);
         self.proxy = Some(self.cell.spawn(command).await?);
         self.proxy_ready().await
+    }
+
+    /// Each control plane gives a token of its own.
+    pub fn renew_token(&self, mut again: watch::Receiver<Option<Registered>>) {
+        let Some(path) = self.token.as_ref().map(|file| file.path().to_path_buf()) else { return };
+        tokio::spawn(async move {
+            while again.changed().await.is_ok() {
+                let Some(token) = again.borrow_and_update().as_ref().map(|registered| registered.token.clone()) else {
+                    continue;
+                };
+                // In one step: the proxy may read it at any time.
+                let new = path.with_extension("new");
+                if let Err(error) = std::fs::write(&new, token).and_then(|()| std::fs::rename(&new, &path)) {
+                    tracing::warn!(%error, "the proxy's new token");
+                }
+            }
+        });
     }
 
     async fn proxy_ready(&mut self) -> Result<()> {

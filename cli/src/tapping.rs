@@ -4,7 +4,7 @@
 use crate::demo::app;
 use crate::error::{CommandError, Result, causes};
 use crate::fan;
-use crate::place::{Io, Place, Port, Workload};
+use crate::place::{Io, Place, Port, Scope, Workload};
 use crate::resource::{self, Resource};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{StreamExt, future};
@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use linkerd2_proxy_api::http_types::{HttpMethod, Scheme, http_method, scheme};
 use linkerd2_proxy_api::net::{TcpAddress, ip_address::Ip};
 use linkerd2_proxy_api::tap::observe_request::r#match::http::string_match;
-use linkerd2_proxy_api::tap::observe_request::r#match::{self, Http, Seq, http};
+use linkerd2_proxy_api::tap::observe_request::r#match::{self, Http, Seq, http, tcp};
 use linkerd2_proxy_api::tap::observe_request::{Extract, Match, extract};
 use linkerd2_proxy_api::tap::tap_client::TapClient;
 use linkerd2_proxy_api::tap::{ObserveRequest, TapEvent};
@@ -31,6 +31,12 @@ pub struct Filter {
     /// The namespace of --to
     #[arg(long, value_name = "NAMESPACE", requires = "to")]
     pub to_namespace: Option<String>,
+    /// Only from this workload: web, deploy/web
+    #[arg(long, value_name = "RESOURCE")]
+    pub from: Option<String>,
+    /// The namespace of --from [default: the same]
+    #[arg(long, value_name = "NAMESPACE", requires = "from")]
+    pub from_namespace: Option<String>,
     /// Only this method
     #[arg(long)]
     pub method: Option<String>,
@@ -53,14 +59,25 @@ pub type Event = (usize, TapEvent);
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
 /// Opens a tap on every workload's proxy. Who can't be tapped is told on standard error; the error says why none can.
-pub async fn open(place: &Place, workloads: &[Workload], filter: &Filter, headers: bool) -> Result<SelectAll<Events>> {
+pub async fn open(
+    place: &Place,
+    scope: &Scope,
+    workloads: &[Workload],
+    filter: &Filter,
+    headers: bool,
+) -> Result<SelectAll<Events>> {
+    let sources = filter.sources(place, scope).await?;
     let observe = filter.request(headers)?;
     let meshed: Vec<(usize, &Workload)> = workloads.iter().enumerate().filter(|(_, w)| w.meshed).collect();
     if meshed.is_empty() {
         return Err(place.no_proxy(None));
     }
     let opened = fan::out("proxies", &meshed, |_, &(index, workload)| {
-        let mut request = tonic::Request::new(observe.clone());
+        let mut observe = observe.clone();
+        if let Some(sources) = &sources {
+            restrict(&mut observe, from(sources, workload));
+        }
+        let mut request = tonic::Request::new(observe);
         async move {
             request.metadata_mut().insert(gossamer_proxy::tap::MAX_RPS, filter.max_rps.into());
             let channel = channel(place.dial(workload, Port::Tap).await?).await.map_err(|error| causes(&error))?;
@@ -92,6 +109,24 @@ pub async fn channel(io: impl Io + 'static) -> Result<Channel, tonic::transport:
 }
 
 impl Filter {
+    /// The clients that `--from` means.
+    async fn sources(&self, place: &Place, scope: &Scope) -> Result<Option<Vec<Workload>>> {
+        let Some(from) = &self.from else { return Ok(None) };
+        let resource = resource::one(from)?;
+        let at = self.from_namespace.clone().or_else(|| scope.within(place));
+        let everybody = place.everybody(scope).await?;
+        let there = |workload: &Workload| {
+            resource.kind == "namespace" || at.as_ref().is_none_or(|at| *at == workload.namespace)
+        };
+        let found: Vec<_> = everybody.iter().filter(|w| resource.means(w) && there(w)).cloned().collect();
+        match found.len() {
+            0 => Err(place.nothing(&resource, at.as_deref(), &everybody)),
+            1..=SOURCES => Ok(Some(found)),
+            count => Err(CommandError::usage(format!("--from {from} means {count} workloads"))
+                .hint(format!("a proxy takes conditions for {SOURCES} at most"))),
+        }
+    }
+
     fn request(&self, headers: bool) -> Result<ObserveRequest> {
         let http = |one| Match { r#match: Some(r#match::Match::Http(Http { r#match: Some(one) })) };
         let text = |one| http::StringMatch { r#match: Some(one) };
@@ -116,6 +151,30 @@ impl Filter {
             extract: headers.then_some(Extract { extract: Some(extract::Extract::Http(extract)) }),
         })
     }
+}
+
+/// Clients that `--from` may mean: a proxy takes 256 conditions in all, and one may have two addresses.
+const SOURCES: usize = 100;
+
+/// Any of the clients' addresses. Those tapped themselves may talk to their own proxy over loopback.
+fn from(sources: &[Workload], tapped: &Workload) -> Match {
+    let mut addresses: Vec<IpAddr> = sources.iter().flat_map(Workload::addresses).collect();
+    let same = |source: &Workload| (&source.namespace, &source.pod) == (&tapped.namespace, &tapped.pod);
+    if sources.iter().any(same) {
+        addresses.extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+    }
+    let source = |address: IpAddr| {
+        let netmask = tcp::Netmask { ip: Some(address.into()), mask: if address.is_ipv4() { 32 } else { 128 } };
+        let tcp = r#match::Tcp { r#match: Some(tcp::Match::Netmask(netmask)) };
+        Match { r#match: Some(r#match::Match::Source(tcp)) }
+    };
+    Match { r#match: Some(r#match::Match::Any(Seq { matches: addresses.into_iter().map(source).collect() })) }
+}
+
+/// This as well.
+fn restrict(observe: &mut ObserveRequest, to: Match) {
+    let both = Seq { matches: observe.r#match.take().into_iter().chain([to]).collect() };
+    observe.r#match = Some(Match { r#match: Some(r#match::Match::All(both)) });
 }
 
 /// The labels that discovery gives a destination, and that a tap matches.
@@ -192,6 +251,21 @@ pub fn limit(text: &str) -> Result<std::time::Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_matched_by_its_addresses_and_its_own_proxy_by_loopback_too() {
+        let workload =
+            |pod: &str, address: &str| Workload { pod: pod.into(), address: address.into(), ..Workload::default() };
+        let (web, api) = (workload("web-1", "10.1.0.1"), workload("api-1", "10.1.0.2"));
+        let count = |tapped: &Workload| match from(std::slice::from_ref(&web), tapped).r#match {
+            Some(r#match::Match::Any(Seq { matches })) => matches.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((count(&api), count(&web)), (1, 3));
+        let mut observe = ObserveRequest::default();
+        restrict(&mut observe, from(&[web], &api));
+        assert!(matches!(observe.r#match.unwrap().r#match, Some(r#match::Match::All(_))));
+    }
 
     #[test]
     fn a_destination_is_matched_by_the_labels_of_discovery() {

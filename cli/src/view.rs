@@ -1,6 +1,6 @@
 //! Golden figures as rows of a table and as JSON; the same for `demo`, `stat` and `top`.
 
-use crate::output::{Format, milliseconds, paint, percent, table};
+use crate::output::{milliseconds, paint, percent, table};
 use crate::scrape::Golden;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl Row {
         count / self.window.as_secs_f64().max(0.001)
     }
 
-    fn cells(&self, wide: bool) -> Vec<String> {
+    fn cells(&self, columns: Columns) -> Vec<String> {
         let g = &self.golden;
         let http = g.responses() > 0.0;
         let rps = if http { format!("{:.1}", self.per_second(g.responses())) } else { "-".into() };
@@ -55,9 +55,14 @@ impl Row {
             format!("{:.0}", g.open),
             dash_or(secured.map_or("-".into(), |s| format!("{:.0}%", s * 100.0)), secured_colour),
         ];
-        if wide {
+        if columns >= Columns::Bytes {
             cells.push(bytes(self.per_second(g.read)));
             cells.push(bytes(self.per_second(g.written)));
+        }
+        if columns >= Columns::Counts {
+            cells.push(format!("{:.0}", g.opened));
+            cells.push(format!("{:.0}", g.success));
+            cells.push(format!("{:.0}", g.failure));
         }
         cells
     }
@@ -88,18 +93,31 @@ impl Row {
     }
 }
 
+/// How much a table tells; each has what those before it have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Columns {
+    /// Success, rate, latency, connections, mutual TLS.
+    Golden,
+    /// Bytes.
+    Bytes,
+    /// What the rates were made of.
+    Counts,
+}
+
 /// Rows as a table; the namespace only when asked for.
-pub fn rows(rows: &[Row], format: Format, with_namespace: bool) -> String {
-    let wide = format == Format::Wide;
+pub fn rows(rows: &[Row], columns: Columns, with_namespace: bool) -> String {
     let mut head = vec!["NAME", "MESHED", "SUCCESS", "RPS", "P50", "P95", "P99", "TCP_CONN", "MTLS"];
-    if wide {
+    if columns >= Columns::Bytes {
         head.extend(["READ/S", "WRITE/S"]);
+    }
+    if columns >= Columns::Counts {
+        head.extend(["TCP_OPENED", "SUCCEEDED", "FAILED"]);
     }
     if with_namespace {
         head.insert(0, "NAMESPACE");
     }
     let cells = |row: &Row| {
-        let mut cells = row.cells(wide);
+        let mut cells = row.cells(columns);
         if with_namespace {
             cells.insert(0, row.namespace.clone());
         }

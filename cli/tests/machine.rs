@@ -114,6 +114,10 @@ fn a_killed_demo_leaves_no_process() {
     eventually("all of its processes are gone", || processes_in(&namespace) == 0);
     let stat = meshctl(state.path()).arg("stat").output().unwrap();
     assert!(text(&stat).contains("no mesh runs on this machine"), "{}", text(&stat));
+    // The next one trips on nothing.
+    let next = meshctl(state.path()).args(["demo", "--duration", "2s", "-o", "json"]).output().unwrap();
+    let summary: Value = serde_json::from_slice(&next.stdout).unwrap_or_else(|_| panic!("{}", text(&next)));
+    assert!(next.status.success() && summary["total"]["mtls_share"] == 1.0, "{summary:#}");
 }
 
 #[test]
@@ -173,10 +177,26 @@ fn a_running_demo_is_shown_by_every_command() {
     assert!(text(&ask(&["why", named, "web"])).contains("Nothing to do"));
     let forgotten = ask(&["why", "00000000-1"]);
     assert!(forgotten.status.code() == Some(1) && text(&forgotten).contains("remembers"), "{}", text(&forgotten));
+    let from = |client: &str| json(&["tap", "web", "--from", client, "--duration", "2s", "-o", "json"]);
+    let (asked, asks) = (from("traffic"), from("web"));
+    let all = |events: &[Value], direction: &str| {
+        !events.is_empty() && events.iter().all(|event| event["proxyDirection"] == direction)
+    };
+    assert!(all(&asked, "INBOUND") && all(&asks, "OUTBOUND"), "{asked:#?}\n{asks:#?}");
+    let nobody = ask(&["tap", "web", "--from", "nobody", "--duration", "1s"]);
+    assert!(nobody.status.code() == Some(1) && text(&nobody).contains("hint:"), "{}", text(&nobody));
+    let to = json(&["tap", "web", "--to", "catalog", "--authority", "catalog:8080", "--duration", "2s", "-o", "json"]);
+    let requests = || to.iter().map(|event| &event["requestInitEvent"]).filter(|init| !init.is_null());
+    assert!(requests().count() > 3 && requests().all(|init| init["authority"] == "catalog:8080"), "{to:#?}");
     let nothing = json(&["tap", "web", "--path", "/no-such-path", "--duration", "1s", "-o", "json"]);
     assert!(nothing.is_empty(), "{nothing:?}");
     let edges = format!("{:?}", json(&["edges", "-o", "json"]));
     assert!(edges.contains("ledger") && !edges.contains("\"secured\": Bool(false)"), "{edges}");
+    let edges = text(&ask(&["edges"]));
+    assert!(edges.contains("web.demo") && edges.contains("catalog.demo"), "{edges}");
+    assert!(text(&ask(&["edges", "-o", "wide"])).contains("web.demo.serviceaccount.identity."));
+    let stat = text(&ask(&["stat", "catalog", "--from", "web"]));
+    assert!(stat.contains("catalog") && stat.contains("READ/S"), "{stat}");
     let identity = text(&ask(&["identity", "web"]));
     assert!(identity.contains("serviceaccount.identity.gossamer.cluster.local"), "{identity}");
     let check = ask(&["check"]);

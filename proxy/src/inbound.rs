@@ -4,6 +4,7 @@
 //! let in. Mesh TLS is what carries our own name as SNI; any other TLS is the workload's and passes untouched.
 
 use crate::accept::Lasting;
+use crate::balance::Wants;
 use crate::balance::transport::{Header, Session};
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
@@ -333,7 +334,7 @@ async fn dial(
         return Err(Error::Denied { client: client_name(&conn.peer), server: policy.meta.to_string() });
     }
     let Side::Inbound(_, local) = &conn.side else { return Err(Error::Loop) };
-    let pick = local.ready(&[]).await?;
+    let pick = local.ready(Wants::Connection, &[]).await?;
     record.connecting(local, &pick);
     match pick.pool.bytes().await {
         Ok(far) => {

@@ -5,6 +5,7 @@ use crate::error::{CommandError, Context, Result};
 use crate::node::Node;
 use crate::output::paint_err;
 use crate::plane::Plane;
+use crate::sandbox::enter::{self, Network};
 use crate::sandbox::state::{self, State};
 use gossamer_api::process::log::{self, Format};
 use gossamer_api::process::stop::Stop;
@@ -16,6 +17,8 @@ use std::time::Duration;
 ///
 /// `meshctl run` starts one by itself when it needs it. Start it by hand to keep it, or to give it a folder of objects:
 /// the same YAML as on Kubernetes (Service, HTTPRoute, AuthorizationPolicy …), read again whenever it changes.
+///
+/// Started again after it was killed, it takes over the workloads that still run: they go on with what they know meanwhile.
 ///
 /// Programs in the mesh reach the internet, and this machine's own services as `host.mesh.internal`: by TCP, and names as
 /// this machine knows them. Nothing else leaves the private network.
@@ -39,6 +42,17 @@ pub struct Args {
     idle: Option<Duration>,
 }
 
+/// A new private network, or the one of workloads whose control plane has ended. Called before there are threads.
+pub fn network(args: &Args) -> Result<Network> {
+    // Those further inside are where they should be.
+    let survivor = if enter::is_outer() { state::survivor(&args.mesh)? } else { None };
+    Ok(match survivor {
+        Some(pid) => Network::Left(pid, !args.isolated),
+        None if args.isolated => Network::New,
+        None => Network::Open,
+    })
+}
+
 /// What is in flight when it is told to end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -52,8 +66,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let stop = Stop::new();
     stop.on_signals().context("signal handlers")?;
     let plane = Plane::prepare(args.objects, stop.clone())?;
-    let node = Node::start(state, plane.resolver()).await?;
+    let mut node = Node::start(state).await?;
     plane.serve(&node).await?;
+    node.answer(plane.resolver());
     node.publish()?;
     eprintln!("{} {:?} is ready", paint_err("mesh:", "1;32"), args.mesh);
     let idle = async {

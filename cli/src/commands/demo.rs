@@ -9,7 +9,7 @@ use crate::replica::{Replica, Words, tap_socket, terminate};
 use crate::sandbox::dns::Resolve;
 use crate::sandbox::state::State;
 use crate::scrape::{self, Golden};
-use crate::view::{self, Row};
+use crate::view::{self, Columns, Row};
 use futures_util::future::try_join_all;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::wire::mesh::Registered;
@@ -46,6 +46,10 @@ pub struct Args {
     /// The same programs without proxies, to compare
     #[arg(long)]
     unmeshed: bool,
+}
+
+fn columns(format: Format) -> Columns {
+    if format == Format::Wide { Columns::Bytes } else { Columns::Golden }
 }
 
 /// How long the proxies may finish what is in flight.
@@ -95,12 +99,15 @@ impl Demo {
             let directory = Directory::default();
             let names = directory.clone();
             let resolve: Resolve = Arc::new(move |name| names.resolve(name));
-            (Node::start(state, resolve).await?, Registry::Directory(directory))
+            let mut node = Node::start(state).await?;
+            node.answer(resolve);
+            (node, Registry::Directory(directory))
         } else {
             progress("starting the control plane");
             let plane = Plane::prepare(None, stop.clone())?;
-            let node = Node::start(state, plane.resolver()).await?;
+            let mut node = Node::start(state).await?;
             plane.serve(&node).await?;
+            node.answer(plane.resolver());
             (node, Registry::Plane(plane))
         };
         let services = services::all(args.rate, args.unmeshed)?;
@@ -231,7 +238,7 @@ impl Demo {
     }
 
     fn live_text(&self, then: &Scraped, now: &Scraped, args: &Args) -> String {
-        let table = view::rows(&self.rows(then, now), args.output, false);
+        let table = view::rows(&self.rows(then, now), columns(args.output), false);
         let mesh = &self.node.state.name;
         let mesh = if mesh == "demo" { String::new() } else { format!(" --mesh {mesh}") };
         let what = if self.meshed { "The last 10 s." } else { "The last 10 s, without the mesh." };
@@ -250,7 +257,7 @@ impl Demo {
             let summary = serde_json::json!({ "meshed": self.meshed, "services": services, "total": total });
             println!("{summary:#}");
         } else {
-            print!("\n{}", view::rows(&rows, args.output, false));
+            print!("\n{}", view::rows(&rows, columns(args.output), false));
             if let Some(row) = total {
                 let (all, failed) = (row.golden.responses(), row.golden.failure);
                 let seconds = row.window.as_secs_f64();

@@ -7,16 +7,17 @@ use crate::resource;
 use crate::scrape::Sample;
 use gossamer_api::workload::Identity;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 /// Show who talks to whom, and whether that is secured
 ///
-/// Both ends are asked: what a client's proxy opened, and what a server's proxy accepted.
+/// Both ends are asked: what a client's proxy opened, and what a server's proxy accepted. Each end is named by the identity
+/// that it has proved; where there is none, the last column says why.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl edges                        all workloads
-  meshctl edges web -o wide            with identities
+  meshctl edges web -o wide            with whole identities
   meshctl edges deploy/web -n shop
   meshctl edges -A -o json             a whole cluster, for programs")]
 pub struct Args {
@@ -24,7 +25,7 @@ pub struct Args {
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
-    /// How to print it; wide adds identities
+    /// How to print it; wide has whole identities
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -37,6 +38,8 @@ struct Edge {
     plain: f64,
     client_id: String,
     server_id: String,
+    /// Why connections were not secured, as the proxies say it.
+    why_not: BTreeSet<String>,
 }
 
 /// Namespace and name.
@@ -85,11 +88,16 @@ fn add(edges: &mut BTreeMap<(End, End), Edge>, at: &Workload, sample: &Sample, a
     let ends = if outbound { (here, there) } else { (there, here) };
     let edge = edges.entry(ends).or_default();
     // The client's end counts; the server's only adds edges that no client told of.
-    let counts = if sample.label("tls") == "true" { &mut edge.secured } else { &mut edge.plain };
+    let secured = sample.label("tls") == "true";
+    let counts = if secured { &mut edge.secured } else { &mut edge.plain };
     *counts = if outbound { *counts + sample.value } else { counts.max(sample.value) };
+    if !secured {
+        let reason = sample.label("no_tls_reason");
+        edge.why_not.insert(if reason.is_empty() { sample.label("tls") } else { reason }.to_string());
+    }
     if outbound {
         edge.server_id = far_id.to_string();
-        edge.client_id = if sample.label("tls") == "true" { at.identity.clone() } else { String::new() };
+        edge.client_id = if secured { at.identity.clone() } else { String::new() };
     } else {
         edge.client_id = far_id.to_string();
         edge.server_id = at.identity.clone();
@@ -132,34 +140,52 @@ fn print(edges: &BTreeMap<(End, End), Edge>, format: Format) {
         let list = edges.iter().map(|((from, to), edge)| {
             json!({
                 "src": from.1, "src_namespace": from.0, "dst": to.1, "dst_namespace": to.0,
-                "secured": edge.plain == 0.0, "client_id": edge.client_id, "server_id": edge.server_id,
+                "secured": edge.plain == 0.0, "why_not": edge.why_not, "client_id": edge.client_id, "server_id": edge.server_id,
                 "connections": edge.secured + edge.plain,
             })
         });
         return println!("{:#}", serde_json::Value::Array(list.collect()));
     }
-    let wide = format == Format::Wide;
-    let mut head = vec!["SRC", "DST", "SRC_NS", "DST_NS", "SECURED"];
-    if wide {
-        head.extend(["CLIENT_ID", "SERVER_ID"]);
-    }
+    let head = ["SRC", "DST", "SRC_NS", "DST_NS", "CLIENT", "SERVER", "SECURED"];
     let rows: Vec<Vec<String>> = edges
         .iter()
         .map(|((from, to), edge)| {
+            let why = edge.why_not.iter().map(|reason| words(reason)).collect::<Vec<_>>().join("; ");
             let secured = match (edge.secured > 0.0, edge.plain > 0.0) {
                 (true, false) => paint("√", "32"),
-                (true, true) => paint("partly", "33"),
-                _ => paint("no", "31"),
+                (true, true) => format!("{}: {why}", paint("partly", "33")),
+                _ => format!("{}: {why}", paint("no", "31")),
             };
             let or_dash = |text: &str| if text.is_empty() { "-".to_string() } else { text.to_string() };
-            let mut row = vec![from.1.clone(), to.1.clone(), or_dash(&from.0), or_dash(&to.0), secured];
-            if wide {
-                row.extend([or_dash(&edge.client_id), or_dash(&edge.server_id)]);
-            }
-            row
+            let identity = |id: &str| match format {
+                Format::Wide => or_dash(id),
+                _ => or_dash(&short(id)),
+            };
+            let ids = [identity(&edge.client_id), identity(&edge.server_id)];
+            let [client, server] = ids;
+            vec![from.1.clone(), to.1.clone(), or_dash(&from.0), or_dash(&to.0), client, server, secured]
         })
         .collect();
     print!("{}", table(&head, &rows, |_| false));
+}
+
+/// `ACCOUNT.NAMESPACE`.
+fn short(id: &str) -> String {
+    let identity = id.parse::<Identity>().ok();
+    let parts = identity.as_ref().and_then(|identity| identity.parts());
+    parts.map_or_else(|| id.to_string(), |(account, namespace, ..)| format!("{account}.{namespace}"))
+}
+
+/// What the metrics' label means.
+fn words(reason: &str) -> &str {
+    match reason {
+        "not_provided_by_service_discovery" => "the server has no proxy of this mesh",
+        "no_tls_from_remote" => "the client has no proxy of this mesh",
+        "opaque" => "the program's own TLS, passed through",
+        "disabled" | "no_identity" => "the proxy has no identity",
+        "loopback" => "within the workload",
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +212,7 @@ mod tests {
             workload("job", "10.0.0.3", "api"),
         ];
         let web = "tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"10.0.0.2\",tls=\"true\",server_id=\"api.shop.serviceaccount.identity.gossamer.cluster.local\"} 3\n\
-                   tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"192.0.2.9\",target_addr=\"192.0.2.9:80\",tls=\"no_identity\"} 1\n";
+                   tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"192.0.2.9\",target_addr=\"192.0.2.9:80\",tls=\"no_identity\",no_tls_reason=\"not_provided_by_service_discovery\"} 1\n";
         let api = "tcp_open_total{direction=\"inbound\",peer=\"src\",tls=\"true\",client_id=\"web.shop.serviceaccount.identity.gossamer.cluster.local\"} 2\n\
                    tcp_open_total{direction=\"inbound\",peer=\"src\",tls=\"true\",client_id=\"api.shop.serviceaccount.identity.gossamer.cluster.local\"} 1\n";
         let mut edges = BTreeMap::new();
@@ -197,6 +223,9 @@ mod tests {
             .iter()
             .map(|((from, to), edge)| format!("{} > {} {}+{}", from.1, to.1, edge.secured, edge.plain))
             .collect();
+        let why: Vec<&str> = edges.values().flat_map(|edge| &edge.why_not).map(|reason| words(reason)).collect();
+        assert_eq!(why, ["the server has no proxy of this mesh"]);
+        assert_eq!(short(&all[0].identity), "web.shop");
         assert_eq!(seen, ["deploy/web > 192.0.2.9:80 0+1", "deploy/web > deploy/api 3+0", "sa/api > deploy/api 1+0"]);
     }
 }

@@ -98,7 +98,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             inside(Network::Of(mesh.pid), published, || run::run(args, mesh))
         }
         Command::Control(args) => {
-            let network = if args.isolated { Network::New } else { Network::Open };
+            let network = control::network(&args)?;
             inside(network, None, || control::run(args))
         }
         Command::Stat(args) => looking(&args.scope.clone(), |place| stat::run(args, place)),

@@ -8,7 +8,7 @@ use crate::sandbox::dns;
 use crate::sandbox::enter::{self, Beside};
 use crate::sandbox::network;
 use crate::sandbox::publish::{self, Publish};
-use crate::sandbox::state::{self, Mesh};
+use crate::sandbox::state::{self, Member, Mesh};
 use futures_util::future::{join_all, try_join_all};
 use gossamer_api::defaults;
 use gossamer_api::wire::mesh::{Port, RegisterWorkload, Registered};
@@ -125,8 +125,11 @@ pub async fn run(args: Args, mesh: Mesh) -> Result<ExitCode> {
     let mut registry = Client::connect(&mesh).await?;
     let mut registered = Vec::new();
     for _ in 0..args.replicas {
-        registered.push(registry.register(args.registration()).await?);
+        registered.push(registry.register(&mesh, args.registration()).await?);
     }
+    // From here on the mesh's network lives as long as this process.
+    let names = registered.iter().map(|(one, _)| (args.namespace.as_str(), &*one.replica, &*one.address));
+    let _member = Member::new(&mesh, enter::outer_pid()?, &names.collect::<Vec<_>>())?;
     let resolv = resolv_conf(&args.namespace)?;
     let starts =
         registered.into_iter().map(|(registered, lease)| start(&args, &mesh, registered, lease, resolv.path().into()));
@@ -156,6 +159,7 @@ async fn start(
 ) -> Result<Running> {
     let mut replica = Replica::new(&args.name, &registered, resolv_conf).await?;
     replica.start_proxy(&registered, Words::Terminal).await?;
+    replica.renew_token(lease.again.clone());
     if let Some(folder) = mesh.socket.parent() {
         replica.serve_tap(tap_socket(folder, &args.namespace, &registered.replica))?;
     }

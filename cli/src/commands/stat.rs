@@ -6,7 +6,7 @@ use crate::output::Format;
 use crate::place::{Place, Scope, Workload};
 use crate::resource::{self, Resource};
 use crate::stats::{self, Answer, By, Counted, Scrape, Target};
-use crate::view::{self, Row};
+use crate::view::{self, Columns, Row};
 use k8s_openapi::api::core::v1::Service;
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 #[command(after_help = "Examples:
   meshctl stat                              all workloads, during the next 2 seconds
   meshctl stat deploy/web -t 10s            one Deployment, during 10 seconds
-  meshctl stat deploy -A -o wide            all Deployments of a cluster, with bytes
+  meshctl stat deploy -A -o wide            all Deployments of a cluster, with counts
   meshctl stat pods -n shop                 each pod
   meshctl stat svc/api --from deploy/web    a service, as one of its clients sees it
   meshctl stat deploy/web --to svc/api      what a Deployment sends to a service
@@ -83,8 +83,9 @@ pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
         };
         println!("{:#}", serde_json::Value::Array(rows.iter().map(named).collect()));
     } else {
+        let columns = if args.output == Format::Wide { Columns::Counts } else { Columns::Bytes };
         let several = args.scope.all_namespaces || rows.iter().any(|row| row.namespace != rows[0].namespace);
-        print!("{}", view::rows(&rows, args.output, several && rows.iter().any(|row| !row.namespace.is_empty())));
+        print!("{}", view::rows(&rows, columns, several && rows.iter().any(|row| !row.namespace.is_empty())));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,6 +27,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   meshctl tap web
   meshctl tap deploy/web -n shop --to svc/orders --path /orders
+  meshctl tap web --from traffic              only what that client asks
   meshctl tap pod/web-5d8f9c-x2x7l --method POST --max-rps 10
   meshctl tap web -o json | jq 'select(.responseInitEvent.httpStatus >= 500)'")]
 pub struct Args {
@@ -47,7 +48,7 @@ pub struct Args {
 /// Prints until the time is over, or for ever.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
     let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
-    let mut events = tapping::open(&place, &workloads, &args.filter, args.output == Format::Json).await?;
+    let mut events = tapping::open(&place, &args.scope, &workloads, &args.filter, args.output == Format::Json).await?;
     let over = async {
         match args.duration {
             Some(duration) => tokio::time::sleep(duration).await,

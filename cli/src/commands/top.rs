@@ -60,7 +60,7 @@ const FRAME: Duration = Duration::from_millis(250);
 /// Shows it.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
     let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
-    let mut events = tapping::open(&place, &workloads, &args.filter, false).await?;
+    let mut events = tapping::open(&place, &args.scope, &workloads, &args.filter, false).await?;
     // Names for addresses: of everybody if one may list them, else of those at hand.
     let everybody = place.all(None).await;
     let everybody = everybody.as_deref().unwrap_or(&workloads);

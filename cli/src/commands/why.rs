@@ -228,7 +228,7 @@ fn rows(told: &Told) -> Vec<(&'static str, String)> {
         ("endpoint", with(&with(&story.endpoint, &story.endpoint_pod), &story.endpoint_id)),
         ("took", format!("{} to the answer, {} in all", time(story.head_us), time(story.total_us))),
         ("timeouts", limits.join(", ")),
-        ("body", format!("{} bytes", story.response_bytes)),
+        ("body", if story.reason.is_empty() { format!("{} bytes", story.response_bytes) } else { String::new() }),
         ("retries", if story.retries > 0 { story.retries.to_string() } else { String::new() }),
     ];
     rows.extend(story.failed.iter().map(|one| ("tried", format!("{}: {}", one.endpoint, one.message))));

@@ -68,9 +68,12 @@ pub async fn bind(address: Ipv4Addr) -> Result<UdpSocket> {
     UdpSocket::bind((address, 53)).await.context(format!("DNS on {address}"))
 }
 
-/// The cells' `/etc/resolv.conf` for workloads of a namespace, as Kubernetes writes it.
+/// The cells' `/etc/resolv.conf` for workloads of a namespace, as Kubernetes writes it. Names are asked for again for some
+/// seconds: the control plane, which answers, may be starting anew.
 pub fn resolv_conf(server: Ipv4Addr, namespace: &str, domain: &str) -> String {
-    format!("nameserver {server}\nsearch {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5 timeout:1\n")
+    format!(
+        "nameserver {server}\nsearch {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5 timeout:1 attempts:5\n"
+    )
 }
 
 /// What a query asks for, in lower case without a final dot.

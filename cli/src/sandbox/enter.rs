@@ -51,6 +51,8 @@ pub enum Network {
     Open,
     /// That of this process.
     Of(u32),
+    /// That of this process, whose control plane has ended; perhaps with a new way out.
+    Left(u32, bool),
 }
 
 /// True in the process that the user started.
@@ -85,7 +87,12 @@ pub fn enter(network: Network, beside: Option<Beside>) -> Result<Entered> {
                 Network::Of(pid) => {
                     join(pid)?;
                     start_beside(beside)?;
-                    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("new PID namespace")?;
+                    unshare_pids()?;
+                }
+                Network::Left(pid, open) => {
+                    way_out = if open { Some(outside::start()?) } else { None };
+                    join(pid)?;
+                    unshare_pids()?;
                 }
             }
             keep_mounts_private()?;
@@ -123,6 +130,10 @@ pub fn join(pid: u32) -> Result<()> {
 pub fn keep_mounts_private() -> Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("private mounts")
+}
+
+fn unshare_pids() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("new PID namespace")
 }
 
 fn unshare_all() -> Result<()> {

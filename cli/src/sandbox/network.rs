@@ -34,8 +34,11 @@ pub fn v6_of(v4: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(PREFIX_V6.to_bits() | u128::from(v4.to_bits()))
 }
 
-/// Makes the bridge in this namespace and gives it the node's address.
+/// Makes the bridge in this namespace and gives it the node's address. One of an earlier control plane is taken over.
 pub fn make_bridge() -> Result<()> {
+    if index(BRIDGE).is_ok() {
+        return Ok(());
+    }
     // A bridge without an address of its own takes over its ports', and changes it with them.
     let mac = [0x02, 0x67, 0x6f, 0x73, 0, 1];
     let bridge = link(0, CREATE | EXCLUSIVE, "bridge")

@@ -7,7 +7,7 @@ use crate::output::paint_err;
 use crate::registry::Client;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -72,6 +72,8 @@ pub fn relay(listeners: Vec<(TcpListener, u16)>, mesh: Mesh, namespace: String, 
 async fn relay_one(listener: TcpListener, port: u16, mesh: Mesh, namespace: String, service: String) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // What the control plane said last, while there is none.
+    let known = Arc::new(Mutex::new(Vec::new()));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let Ok((mut from, _)) = listener.accept().await else {
@@ -79,9 +81,10 @@ async fn relay_one(listener: TcpListener, port: u16, mesh: Mesh, namespace: Stri
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let (mesh, namespace, service) = (mesh.clone(), namespace.clone(), service.clone());
+        let (mesh, namespace, service, known) = (mesh.clone(), namespace.clone(), service.clone(), known.clone());
         tokio::spawn(async move {
-            if let Some(mut to) = connect(&mesh, &namespace, &service, port).await {
+            let addresses = addresses(&mesh, &namespace, &service, &known).await;
+            if let Some(mut to) = connect(addresses, port).await {
                 let _ = from.set_nodelay(true).and(to.set_nodelay(true));
                 let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
             }
@@ -90,13 +93,26 @@ async fn relay_one(listener: TcpListener, port: u16, mesh: Mesh, namespace: Stri
     }
 }
 
-/// One of the service's replicas, at random.
-async fn connect(mesh: &Mesh, namespace: &str, service: &str, port: u16) -> Option<TcpStream> {
-    let mut replicas = Client::connect(mesh).await.ok()?.list().await.ok()?;
-    replicas.retain(|w| w.namespace == namespace && w.name == service);
-    fastrand::shuffle(&mut replicas);
-    for replica in replicas {
-        if let Ok(stream) = TcpStream::connect(format!("{}:{port}", replica.address)).await {
+/// Of the service's replicas.
+async fn addresses(mesh: &Mesh, namespace: &str, service: &str, known: &Mutex<Vec<String>>) -> Vec<String> {
+    let asked = async { Client::connect(mesh).await?.list().await };
+    let mut known = match asked.await {
+        Ok(all) => {
+            let here = all.into_iter().filter(|w| w.namespace == namespace && w.name == service);
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            *known = here.map(|workload| workload.address).collect();
+            known.clone()
+        }
+        Err(_) => known.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+    };
+    fastrand::shuffle(&mut known);
+    known
+}
+
+/// To the first that answers.
+async fn connect(addresses: Vec<String>, port: u16) -> Option<TcpStream> {
+    for address in addresses {
+        if let Ok(stream) = TcpStream::connect(format!("{address}:{port}")).await {
             return Some(stream);
         }
     }

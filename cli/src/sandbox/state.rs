@@ -1,11 +1,14 @@
 //! Where the meshes on this machine are found: one folder each, owned by its user, locked while the mesh lives.
 //!
-//! A lock is released by the kernel when its holder dies, so a folder without one is left over and is reused.
+//! A lock is released by the kernel when its holder dies, so a folder without one is left over and is reused. Workloads
+//! leave a locked file each: while one of them lives, the mesh's network does, and a new control plane takes it over.
 
 use crate::error::{CommandError, Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -84,6 +87,11 @@ impl State {
         Err(CommandError::failed(format!("99 meshes called {name} run already")))
     }
 
+    /// Workloads of an earlier control plane that still run.
+    pub fn survivors(&self) -> Vec<Survivor> {
+        survivors(&self.path)
+    }
+
     /// A file of the mesh.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -99,7 +107,10 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         // Best effort; a later mesh of the same name cleans up otherwise.
-        let _ = fs::remove_dir_all(&self.path);
+        match survivors(&self.path).is_empty() {
+            true => drop(fs::remove_dir_all(&self.path)),
+            false => clear(&self.path),
+        }
     }
 }
 
@@ -115,14 +126,94 @@ fn lock(mut file: File) -> std::result::Result<Flock<File>, (File, Errno)> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
 }
 
-/// Removes everything of an earlier mesh but the lock.
+/// Removes everything of an earlier mesh but the lock, and what workloads that still run depend on: the keys that signed
+/// their certificates, and where they are tapped.
 fn clear(path: &Path) {
+    let survive = !survivors(path).is_empty();
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_name() != "lock" {
+        let (path, name) = (entry.path(), entry.file_name());
+        let needed = name == "identity" || name == MEMBERS || path.extension().is_some_and(|end| end == "tap");
+        if name != "lock" && !(survive && needed) {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
+}
+
+/// The folder of the files that workloads leave.
+const MEMBERS: &str = "members";
+
+/// Says that a process keeps the mesh's network alive, for as long as this lives. A killed one is not believed any more.
+pub struct Member {
+    mesh: String,
+    path: PathBuf,
+    // Held, not read.
+    lock: Option<Flock<File>>,
+}
+
+/// A process with workloads that has outlived the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// In whose namespaces the mesh's network is.
+    pub pid: u32,
+    /// Namespace, name and address of each replica.
+    pub replicas: Vec<(String, String, Ipv4Addr)>,
+}
+
+impl Member {
+    /// Of the process `pid`, which has these replicas: namespace, name, address.
+    pub fn new(mesh: &Mesh, pid: u32, replicas: &[(&str, &str, &str)]) -> Result<Member> {
+        let folder = mesh.socket.parent().map(|folder| folder.join(MEMBERS)).unwrap_or_default();
+        let text = replicas.iter().map(|(namespace, name, address)| format!("{namespace} {name} {address}\n"));
+        let write = || -> std::io::Result<(PathBuf, Flock<File>)> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+            let (new, path) = (folder.join(format!("{pid}.new")), folder.join(pid.to_string()));
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            file.write_all(text.collect::<String>().as_bytes())?;
+            let lock = lock(file).map_err(|(_, error)| std::io::Error::from(error))?;
+            // Complete and locked before anybody looks.
+            fs::rename(new, &path)?;
+            Ok((path, lock))
+        };
+        let (path, lock) = write().context("the workload's file in the mesh's folder")?;
+        Ok(Member { mesh: mesh.name.clone(), path, lock: Some(lock) })
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        drop(self.lock.take());
+        // The last one out, where no control plane is left to tidy up.
+        if matches!(is_taken(&self.mesh), Ok(false)) {
+            drop(State::take(&self.mesh));
+        }
+    }
+}
+
+/// A process of the mesh `name` that lives, with its control plane or without.
+pub fn survivor(name: &str) -> Result<Option<u32>> {
+    check_name(name)?;
+    Ok(survivors(&directory()?.join(name)).first().map(|survivor| survivor.pid))
+}
+
+fn survivors(path: &Path) -> Vec<Survivor> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path.join(MEMBERS)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if !is_locked(&path) {
+            let _ = fs::remove_file(&path);
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let replica = |line: &str| {
+            let (mut words, owned) = (line.split(' '), str::to_string);
+            Some((owned(words.next()?), owned(words.next()?), words.next()?.parse().ok()?))
+        };
+        found.push(Survivor { pid, replicas: text.lines().filter_map(replica).collect() });
+    }
+    found.sort_by_key(|survivor| survivor.pid);
+    found
 }
 
 /// A mesh that lives.
@@ -165,6 +256,14 @@ pub fn find(name: Option<&str>) -> Result<Mesh> {
     let meshes = meshes()?;
     let named = |wanted: &str| meshes.iter().find(|m| m.name == wanted).cloned();
     let names = || meshes.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+    if meshes.is_empty()
+        && let Some(left) = orphaned(name)
+    {
+        return Err(CommandError::failed(format!(
+            "the control plane of mesh {left:?} has ended, its workloads still run"
+        ))
+        .hint(format!("`meshctl control --mesh {left}` takes them over")));
+    }
     if let Some(name) = name {
         return named(name).ok_or_else(|| {
             let error = CommandError::failed(format!("no mesh called {name:?} runs here"));
@@ -182,6 +281,19 @@ pub fn find(name: Option<&str>) -> Result<Mesh> {
             CommandError::usage("several meshes run here").hint(format!("choose one with --mesh: {}", names()))
         }),
     }
+}
+
+/// True when a mesh of this user runs, even if only its workloads do.
+pub fn any() -> bool {
+    meshes().is_ok_and(|meshes| !meshes.is_empty()) || orphaned(None).is_some()
+}
+
+/// A mesh, or this one, of which only workloads are left.
+fn orphaned(name: Option<&str>) -> Option<String> {
+    let entries = fs::read_dir(directory().ok()?).ok()?.flatten();
+    let names =
+        entries.filter(|entry| !survivors(&entry.path()).is_empty()).filter_map(|e| e.file_name().into_string().ok());
+    names.filter(|found| name.is_none_or(|name| name == found)).min()
 }
 
 /// True when a mesh of that name lives, or is starting or ending.

@@ -1,5 +1,5 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
-//! the mesh. `probe http|greeter PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet HOST PORT`,
+//! the mesh. `probe http|greeter|count|reset PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet|half-close|broken HOST PORT`,
 //! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
 //! `probe sniff WORD...`, `probe processes|memory NAME`, `probe kill NAME VARIABLE=VALUE`.
 
@@ -16,6 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     match words[..] {
         ["http", port] => serve(port.parse()?, head),
         ["greeter", port] => serve(port.parse()?, greet_back),
+        ["count", port] => serve(port.parse()?, count),
+        ["reset", port] => serve(port.parse()?, reset),
+        ["half-close", host, port] => half_close(host, port.parse()?),
+        ["broken", host, port] => broken(host, port.parse()?),
         ["get", host, port, version] => get(host, port.parse()?, version == "6"),
         ["intercepted", host, port, version] => intercepted(host, port.parse()?, version == "6"),
         ["greet", host, port] => greet(host, port.parse()?),
@@ -70,6 +74,39 @@ fn greet_back(mut io: TcpStream) -> std::io::Result<()> {
     let mut line = String::new();
     BufReader::new(io.try_clone()?).read_line(&mut line)?;
     io.write_all(line.as_bytes())
+}
+
+/// Answers with the number of bytes, once there are no more.
+fn count(mut io: TcpStream) -> std::io::Result<()> {
+    let bytes = std::io::copy(&mut io, &mut std::io::sink())?;
+    io.write_all(format!("{bytes} bytes").as_bytes())
+}
+
+/// Breaks the connection at the first byte.
+fn reset(mut io: TcpStream) -> std::io::Result<()> {
+    io.read_exact(&mut [0])?;
+    socket2::SockRef::from(&io).set_linger(Some(Duration::ZERO))
+}
+
+/// Sends a megabyte and ends its own direction only; prints what comes back.
+fn half_close(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
+    let (mut io, _) = connect(host, port, false)?;
+    io.write_all(&vec![0x7f; 1_000_000])?;
+    io.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    io.read_to_string(&mut answer)?;
+    println!("{answer}");
+    Ok(())
+}
+
+/// Succeeds if the other end breaks the connection instead of ending it.
+fn broken(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
+    let (mut io, _) = connect(host, port, false)?;
+    io.write_all(&[0x7f])?;
+    match io.read(&mut [0]) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
 }
 
 fn connect(host: &str, port: u16, v6: bool) -> Result<(TcpStream, SocketAddr), Box<dyn Error>> {

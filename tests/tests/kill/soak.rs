@@ -37,7 +37,7 @@ async fn memory_stays_flat_for_ten_seconds() {
 
 /// `cargo test -p gossamer-tests --release --test kill -- --ignored`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes two minutes; to be run alone"]
+#[ignore = "takes two minutes; .ci/run does it alone"]
 async fn memory_stays_flat_for_two_minutes() {
     stays_flat(Duration::from_secs(10), Duration::from_secs(110)).await;
 }

@@ -1,9 +1,10 @@
 //! Every answer that the proxy makes itself says why, in one word that is the same for HTTP, gRPC and metrics.
 
-use crate::WEB;
+use crate::{WEB, tap};
 use gossamer_proxy::error::REASONS;
 use gossamer_tests::app::{self, empty};
 use gossamer_tests::client::{H1, H2, grpc_request, post_request};
+use gossamer_tests::expect::eventually;
 use gossamer_tests::mesh::{Mesh, Proxy};
 
 const ROUTES: &str = r#"
@@ -45,12 +46,13 @@ struct Broken {
 async fn broken() -> Broken {
     let mesh = Mesh::start().await;
     let app = app::http("web");
-    let web = mesh.workload("web").serve(8080, app.handler()).start().await;
-    let vault = mesh.workload("vault").serve(8080, app.handler()).start().await;
+    let web = mesh.workload("web").serve(8080, app.handler()).set("access-log", "json").start().await;
+    let vault = mesh.workload("vault").serve(8080, app.handler()).set("access-log", "json").start().await;
     let refused = mesh.workload("refused").port(8080).unmeshed().start().await;
     let refused_grpc = mesh.workload("refused-grpc").port(8080).unmeshed().start().await;
     mesh.apply_unchecked(ROUTES);
     let shop = mesh.workload("shop").calls(WEB).calls("vault:8080").calls("unheard-of:80").calls("web:9999");
+    let shop = shop.set("access-log", "json");
     Broken { shop: shop.start().await, _services: [web, vault, refused, refused_grpc], mesh }
 }
 
@@ -64,6 +66,7 @@ const ANSWERS: &[(&str, &str, &str, u16, u16)] = &[
     ("vault:8080", "/", "denied", 403, 7),
     ("web:9999", "/", "forbidden", 403, 7),
     ("unheard-of:80", "/", "discovery", 503, 14),
+    (WEB, "/missing", "invalid-policy", 500, 13),
 ];
 
 #[tokio::test]
@@ -93,6 +96,116 @@ async fn every_cause_has_its_word_its_status_and_its_grpc_code() {
     }
 }
 
+/// Header, body, metric, access log, tap and what `meshctl why` is told: one word, for every answer by whichever proxy.
+#[tokio::test]
+async fn every_cause_has_the_same_word_everywhere() {
+    let mesh = broken().await;
+    let [web, vault, ..] = &mesh._services;
+    let proxies = [&mesh.shop, web, vault];
+    let mut taps = Vec::new();
+    for proxy in proxies {
+        taps.push(tap::observe(proxy.tap(), tap::everything(100)).await);
+    }
+    for (target, path, reason, ..) in ANSWERS {
+        let answer = H1::connect(mesh.shop.to(target)).await.send(post_request("web", path, "x")).await.unwrap();
+        let id = answer.header("gossamer-request");
+        assert_eq!((answer.reason(), answer.text().starts_with(reason)), (*reason, true), "{target}{path}: {answer:?}");
+        let mut found = None;
+        for (at, proxy) in proxies.iter().enumerate() {
+            if let Ok(story) = tap::explain(proxy.tap(), id).await {
+                found = Some((at, story));
+            }
+        }
+        let (at, story) = found.unwrap_or_else(|| panic!("{target}{path}: nobody remembers {id}"));
+        assert_eq!((story.reason.as_str(), story.path.as_str()), (*reason, *path));
+        assert!(!story.message.is_empty() && answer.header("l5d-proxy-error").contains(&story.message), "{story:#?}");
+        let told = tap::reason_of(&mut taps[at], id).await;
+        assert_eq!(told.as_deref(), Some(*reason), "{target}{path}: tap");
+        let proxy = proxies[at];
+        let line = eventually("its line of the access log", || async {
+            let log = proxy.log();
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines.find(|line| line["request"] == id)
+        })
+        .await;
+        assert!(line["reason"] == *reason && line["status"] == answer.status, "{line}");
+        let metrics = proxy.metrics().await;
+        let direction = if at == 0 { "outbound" } else { "inbound" };
+        let counted = metrics.sum(&format!("{direction}_http_errors_total"), &[("error", reason)]);
+        assert!(counted >= 1.0, "{reason}\n{}", metrics.text);
+    }
+}
+
+/// The client may insist on who serves it.
+#[tokio::test]
+async fn a_required_identity_is_enforced() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    let mut client = H1::connect(shop.to(WEB)).await;
+    let mut ask = async |id: &str| {
+        let mut request = post_request("web", "/", "x");
+        request.headers_mut().insert("l5d-require-id", id.parse().unwrap());
+        client.send(request).await.unwrap()
+    };
+    let right = "web.test.serviceaccount.identity.gossamer.cluster.local";
+    assert_eq!(ask(right).await.status, 200);
+    let served = app.count();
+    let answer = ask(&right.replace("web", "bank")).await;
+    assert_eq!((answer.reason(), app.count()), ("required-identity", served), "{answer:?}");
+    assert!(answer.status >= 400, "{answer:?}");
+}
+
+/// Endpoints exist, and all have just refused: as `not-ready`, with the last refusal.
+#[tokio::test]
+async fn a_service_that_refuses_for_a_while_is_not_ready() {
+    let mesh = Mesh::start().await;
+    let _web = mesh.workload("web").port(8080).unmeshed().start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    let answer = eventually("connect becomes not-ready", || async {
+        let answer = H1::connect(shop.to(WEB)).await.send(post_request("web", "/", "x")).await.ok()?;
+        assert!(["connect", "not-ready"].contains(&answer.reason()), "{answer:?}");
+        (answer.reason() == "not-ready").then_some(answer)
+    })
+    .await;
+    assert!(answer.header("l5d-proxy-error").contains("refused"), "{answer:?}");
+}
+
+/// A head that is too large; by the word as well.
+#[tokio::test]
+async fn a_head_that_is_too_large_has_its_word() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let shop = mesh.workload("shop").calls(WEB).start().await;
+    let mut request = post_request("web", "/", "x");
+    request.headers_mut().insert("x-long", "l".repeat(100_000).parse().unwrap());
+    let answer = H1::connect(shop.to(WEB)).await.send(request).await.unwrap();
+    assert_eq!((answer.reason(), answer.status, app.count()), ("head-too-large", 431, 0), "{answer:?}");
+    let metrics = shop.metrics().await;
+    assert_eq!(metrics.sum("outbound_http_errors_total", &[("error", "head-too-large")]), 1.0, "{}", metrics.text);
+}
+
+/// A client that does not wait is counted and logged, though nobody is answered.
+#[tokio::test]
+async fn a_client_that_leaves_is_recorded() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let shop = mesh.workload("shop").calls(WEB).set("access-log", "json").start().await;
+    let mut io = tokio::net::TcpStream::connect(shop.to(WEB)).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut io, b"GET /hang HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    eventually("the request has arrived", || async { (app.count() == 1).then_some(()) }).await;
+    drop(io);
+    eventually("the line of the access log", || async {
+        let log = shop.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["path"] == "/hang" && line["reason"] == "client-gone" && line["status"] == 499)
+    })
+    .await;
+}
+
 /// An answer of the workload that looks like an error is not the mesh's.
 #[tokio::test]
 async fn errors_of_the_workload_are_its_own() {
@@ -112,7 +225,7 @@ async fn errors_of_the_workload_are_its_own() {
 async fn a_route_to_a_service_that_does_not_exist_says_so() {
     let mesh = broken().await;
     let answer = H1::connect(mesh.shop.to(WEB)).await.send(post_request("web", "/missing", "x")).await.unwrap();
-    assert_eq!(answer.status, 500, "{answer:?}");
+    assert_eq!((answer.status, answer.reason()), (500, "invalid-policy"), "{answer:?}");
     assert!(answer.header("l5d-proxy-error").contains("no-such-service"), "{answer:?}");
     drop(mesh.mesh);
 }

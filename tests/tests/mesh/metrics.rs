@@ -2,7 +2,7 @@
 
 use crate::http_pair;
 use gossamer_tests::client::{self, H1, H2, Raw, post_request};
-use gossamer_tests::expect::{Metrics, becomes};
+use gossamer_tests::expect::{Metrics, becomes, eventually};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[tokio::test]
@@ -135,9 +135,24 @@ async fn the_process_and_its_certificate_are_shown() {
 #[tokio::test]
 async fn the_log_level_changes_at_run_time() {
     let (pair, _) = http_pair().await;
+    let refused = async || {
+        let mut io = tokio::net::TcpStream::connect(pair.entry()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut io, b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut io, &mut answer).await.unwrap();
+        assert!(String::from_utf8_lossy(&answer).contains("bad-request"), "{answer:?}");
+    };
+    refused().await;
+    assert!(!pair.shop.log().contains("DEBUG"), "{}", pair.shop.log());
     let request = http::Request::put("/log-level").header("host", "proxy");
     let request = request.body(gossamer_tests::app::full("warn,gossamer=debug")).unwrap();
-    let answer = H1::connect(pair.web.admin()).await.send(request).await.unwrap();
+    let answer = H1::connect(pair.shop.admin()).await.send(request).await.unwrap();
     assert!(answer.status < 300, "{answer:?}");
-    assert_eq!(client::get(pair.web.admin(), "proxy", "/log-level").await.text().trim(), "warn,gossamer=debug");
+    assert_eq!(client::get(pair.shop.admin(), "proxy", "/log-level").await.text().trim(), "warn,gossamer=debug");
+    refused().await;
+    eventually("a line of that level", || async {
+        let log = pair.shop.log();
+        log.lines().any(|line| line.contains("DEBUG") && line.contains("bad-request")).then_some(())
+    })
+    .await;
 }

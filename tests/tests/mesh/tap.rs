@@ -19,7 +19,23 @@ use std::net::SocketAddr;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-async fn observe(tap: SocketAddr, request: ObserveRequest) -> Streaming<TapEvent> {
+/// A session for all requests.
+pub(crate) fn everything(limit: u32) -> ObserveRequest {
+    ObserveRequest { limit, r#match: Some(path_prefix("/")), extract: None }
+}
+
+/// The reason code of the next answer of that name, by its label; other requests are left out.
+pub(crate) async fn reason_of(events: &mut Streaming<TapEvent>, name: &str) -> Option<String> {
+    loop {
+        let (event, what) = next(events).await;
+        let Event::ResponseInit(ResponseInit { id: Some(id), .. }) = what else { continue };
+        if (RequestId { base: id.base, stream: id.stream }).to_string() == name {
+            return event.destination_meta?.labels.remove("error");
+        }
+    }
+}
+
+pub(crate) async fn observe(tap: SocketAddr, request: ObserveRequest) -> Streaming<TapEvent> {
     let channel = Channel::from_shared(format!("http://{tap}")).unwrap().connect().await.unwrap();
     TapClient::new(channel).observe(request).await.unwrap().into_inner()
 }
@@ -187,7 +203,7 @@ async fn a_refusal_has_one_word_everywhere() {
 }
 
 /// What a proxy remembers of a request.
-async fn explain(tap: SocketAddr, name: &str) -> Result<RequestStory, tonic::Status> {
+pub(crate) async fn explain(tap: SocketAddr, name: &str) -> Result<RequestStory, tonic::Status> {
     let channel = Channel::from_shared(format!("http://{tap}")).unwrap().connect().await.unwrap();
     let RequestId { base, stream } = name.parse().unwrap();
     RequestsClient::new(channel).explain(RequestName { base, stream }).await.map(tonic::Response::into_inner)

@@ -6,7 +6,7 @@
 use gossamer_tests::mesh::program;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -20,12 +20,39 @@ struct Mesh {
     folder: TempDir,
     name: String,
     services: Vec<Child>,
+    control: Option<Child>,
 }
 
 impl Mesh {
     fn new(test: &str) -> Mesh {
         let folder = tempfile::Builder::new().prefix("mesh-netns-").tempdir().unwrap();
-        Mesh { folder, name: format!("{test}-{}", std::process::id()), services: Vec::new() }
+        Mesh { folder, name: format!("{test}-{}", std::process::id()), services: Vec::new(), control: None }
+    }
+
+    /// Runs the control plane by hand, until it is ready. A killed one may take a moment to be gone.
+    fn control(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let log = fs::File::options().create(true).append(true).open(self.log("control")).unwrap();
+            let mut control = self.command(&["control"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+            let pid = self.folder.path().join("gossamer").join(&self.name).join("pid");
+            while control.try_wait().unwrap().is_none() {
+                if pid.exists() {
+                    self.control = Some(control);
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(Instant::now() < deadline, "{}", self.logs());
+        }
+    }
+
+    fn kill_control(&mut self) {
+        let mut control = self.control.take().unwrap();
+        control.kill().unwrap();
+        control.wait().unwrap();
+        // Left over; a new one writes its own.
+        let _ = fs::remove_file(self.folder.path().join("gossamer").join(&self.name).join("pid"));
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -37,7 +64,7 @@ impl Mesh {
 
     /// Starts a service; its words go to a file.
     fn serve(&mut self, name: &str, probe: &[&str]) {
-        let log = fs::File::create(self.log(name)).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.log(name)).unwrap();
         let mut command = self.command(&["run", name, "--port", probe[1], "--"]);
         command.arg(program().with_file_name("probe")).args(probe);
         command.stdout(log.try_clone().unwrap()).stderr(log);
@@ -79,7 +106,7 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        for service in &mut self.services {
+        for service in self.services.iter_mut().chain(&mut self.control) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(service.id() as i32), nix::sys::signal::SIGTERM);
             let deadline = Instant::now() + Duration::from_secs(10);
             while matches!(service.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -89,6 +116,51 @@ impl Drop for Mesh {
             let _ = service.wait();
         }
     }
+}
+
+/// The process that a person has started is killed as the kernel kills; its network and all that was known live on in the
+/// workloads. New connections all the while.
+#[test]
+fn nobody_notices_that_the_control_plane_is_killed_and_started_again() {
+    let mut mesh = Mesh::new("killed");
+    mesh.control();
+    mesh.serve("web", &["http", "8080"]);
+    mesh.serve("web", &["http", "8080"]);
+    mesh.eventually(&["get", "web-2.web", "8080", "4"]);
+    let mut load = mesh.command(&["run", "shop", "--"]);
+    load.arg(program().with_file_name("probe")).args(["load", "new", "web", "8080", "/", "50", "15"]);
+    let mut load = load.stdout(Stdio::piped()).spawn().unwrap();
+    let stat = |mesh: &Mesh, wanted: &dyn Fn(&Value) -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let output = mesh.command(&["stat", "-t", "0", "-o", "json"]).output().unwrap();
+            let rows: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let row = |name: &str| rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name));
+            if row("web").is_some_and(|web| row("shop").is_some() && wanted(web)) {
+                return;
+            }
+            let err = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(Instant::now() < deadline, "{rows:#}\n{err}\n{}", mesh.logs());
+        }
+    };
+    for _ in 0..2 {
+        stat(&mesh, &|web| web["success"].as_f64() > Some(30.0));
+        assert!(load.try_wait().unwrap().is_none(), "the load goes on");
+        mesh.kill_control();
+        // An outage worth the name.
+        std::thread::sleep(Duration::from_secs(1));
+        let told = mesh.command(&["stat", "--local"]).output().unwrap();
+        let told = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert!(told.contains("its workloads still run") && told.contains("meshctl control --mesh"), "{told}");
+        mesh.control();
+        // All are known again, at once, and nobody new gets an address that is taken.
+        stat(&mesh, &|web| web["meshed"] == 2);
+        let answer = mesh.eventually(&["get", "web", "8080", "4"]);
+        assert!(answer.contains("l5d-client-id: client.default.serviceaccount.identity."), "{answer}");
+    }
+    let output = load.wait_with_output().unwrap();
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    assert_eq!(seen["statuses"], serde_json::json!({ "200": 750 }), "{seen:#}\n{}", mesh.logs());
 }
 
 #[test]
@@ -129,6 +201,61 @@ fn a_server_that_speaks_first_needs_no_setting() {
     assert!(seconds < 1.0, "{seconds} s");
 }
 
+/// Where the kernel, not the program, says where a connection was meant to go.
+#[test]
+fn ends_and_breaks_of_bytes_are_kept_transparently_and_loops_are_refused() {
+    let mut mesh = Mesh::new("bytes");
+    mesh.serve("count", &["count", "7000"]);
+    mesh.serve("reset", &["reset", "7001"]);
+    assert_eq!(mesh.eventually(&["half-close", "count", "7000"]), "1000000 bytes\n");
+    mesh.eventually(&["broken", "reset", "7001"]);
+    // The inbound proxy itself is nobody's target.
+    let inbound = gossamer_api::defaults::INBOUND_PORT.to_string();
+    let direct = mesh.client(&["get", "count-1.count", &inbound, "4"]);
+    assert!(!String::from_utf8_lossy(&direct.stdout).contains(" 200 "), "{direct:?}");
+    mesh.eventually(&["broken", "count-1.count", &inbound]);
+}
+
+/// Every packet between the workloads' networks is looked at: names may be read (DNS, the TLS server name), nothing else.
+#[test]
+fn what_is_said_can_be_read_nowhere_on_the_wire() {
+    const SECRET: &str = "attack-at-dawn";
+    let mut mesh = Mesh::new("wire");
+    mesh.control();
+    mesh.serve("canary", &["http", "8080"]);
+    mesh.eventually(&["get", "canary", "8080", "4"]);
+    let pid = fs::read_to_string(mesh.folder.path().join("gossamer").join(&mesh.name).join("pid")).unwrap();
+    let mut sniffer = Command::new("nsenter");
+    sniffer.args(["--target", pid.trim(), "--net"]);
+    if !nix::unistd::geteuid().is_root() {
+        sniffer.args(["--user", "--preserve-credentials"]);
+    }
+    sniffer.arg(program().with_file_name("probe")).args(["sniff", "canary", SECRET]);
+    let mut sniffer = sniffer.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let (tell, heard) = std::sync::mpsc::channel();
+    let words = BufReader::new(sniffer.stdout.take().unwrap());
+    std::thread::spawn(move || words.lines().map_while(Result::ok).for_each(|word| drop(tell.send(word))));
+    // The answer has the words of the request in it.
+    let say = || {
+        let header = format!("x-secret: {SECRET}");
+        let said = mesh.client(&["load", "new", "canary", "8080", &format!("/{SECRET}"), "20", "0.5", &header]);
+        let seen: Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
+        assert_eq!(seen["statuses"], serde_json::json!({ "200": 10 }), "{seen:#}\n{}", mesh.logs());
+    };
+    let (mut all, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+    while all.is_empty() {
+        say();
+        all.extend(heard.try_iter());
+        assert!(Instant::now() < deadline && sniffer.try_wait().unwrap().is_none(), "the sniffer hears nothing");
+    }
+    // It hears now; once more for what matters.
+    say();
+    sniffer.kill().unwrap();
+    sniffer.wait().unwrap();
+    all.extend(heard.iter());
+    assert_eq!(all, ["canary"]);
+}
+
 /// A service of this machine itself, which is in no mesh.
 #[test]
 fn a_program_reaches_the_machine_outside() {
@@ -165,16 +292,26 @@ fn where_private_networks_are_forbidden_it_says_what_to_do() {
     let mesh = Mesh::new("forbidden");
     let script = "echo 0 >/proc/sys/user/max_user_namespaces && \
                   exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(program());
-    command.args(["run", "web", "--port", "8080", "--", "true"]);
-    command.env("MESHCTL_MESH", &mesh.name).env("XDG_RUNTIME_DIR", mesh.folder.path());
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{words}");
-    for expected in ["not allowed here", "sudo sysctl -w user.max_user_namespaces=10000", "or use sudo", "MESH_FORWARD"]
-    {
-        assert!(words.contains(expected), "{expected:?} in {words}");
+    let forbidden = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(program()).args(arguments);
+        command.env("MESHCTL_MESH", &mesh.name).env("XDG_RUNTIME_DIR", mesh.folder.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    // `check` has found a problem.
+    for (arguments, expected) in [
+        (&["run", "web", "--port", "8080", "--", "true"][..], 1),
+        (&["demo", "--duration", "1s"], 1),
+        (&["check", "--pre", "--local"], 3),
+    ] {
+        let (code, [out, err]) = forbidden(arguments);
+        let words = format!("{out}\n{err}");
+        assert_eq!(code, Some(expected), "{arguments:?}: {words}");
+        for expected in ["not allowed here", "sudo sysctl -w user.max_user_namespaces=10000", "or use sudo"] {
+            assert!(words.contains(expected), "{arguments:?}: {expected:?} in {words}");
+        }
+        assert!(arguments[0] == "check" || words.contains("MESH_FORWARD"), "{arguments:?}: {words}");
     }
 }
 
@@ -207,7 +344,7 @@ fn an_ordinary_user_needs_no_privilege() {
     let output = command.current_dir(&home).stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("6 passed; 0 failed"), "{out}");
+    assert!(out.contains("9 passed; 0 failed"), "{out}");
 }
 
 #[test]

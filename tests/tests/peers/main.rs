@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod grpc_interop;
 mod h2spec;
 mod linkerd;
