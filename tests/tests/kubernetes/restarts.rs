@@ -1,7 +1,7 @@
 //! The cluster's own daemons are killed, the API server under load; and the power fails.
 
 use crate::rollout::{under_load, web_and_shop};
-use gossamer_tests::cluster::{Cluster, eventually};
+use gossamer_tests::cluster::{Cluster, PATIENCE, eventually, within};
 use std::time::Instant;
 
 pub(crate) fn restarted_daemons_fail_nothing(cluster: &Cluster) {
@@ -56,7 +56,8 @@ pub(crate) fn a_node_comes_back_after_a_power_cut(cluster: &Cluster) {
     let before: u64 = space.pods("app").iter().map(restarts).sum();
     let start = Instant::now();
     cluster.power_cut();
-    eventually("requests are answered again, by both", || {
+    // All pods of the node are made anew at once, which takes a busy machine minutes.
+    within(PATIENCE * 3, "requests are answered again, by both", || {
         let load = space.try_load("shop", ("web", "/"), 20.0, 1.0)?;
         let pods = space.cluster.try_kubectl(&["-n", &space.name, "get", "pods", "-l", "app=web", "-o", "name"]);
         let pods = String::from_utf8_lossy(&pods.stdout).into_owned();
