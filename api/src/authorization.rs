@@ -13,7 +13,8 @@ pub struct Server {
     pub meta: Meta,
     /// What it speaks.
     pub protocol: InboundProtocol,
-    /// Addresses of the workload; empty: any.
+    /// Addresses of the workload; empty: any. Told, and enforced by nobody (linkerd2-proxy does not either): the kernel
+    /// brings a proxy only what is for its own workload, and an address that is missing here would be an outage.
     pub ips: Vec<IpAddr>,
     /// Any of them lets a client in; none: nobody.
     pub authorizations: Vec<Authorization>,

@@ -4,22 +4,24 @@
 //! let in. Mesh TLS is what carries our own name as SNI; any other TLS is the workload's and passes untouched.
 
 use crate::accept::Lasting;
+use crate::balance::Wants;
 use crate::balance::transport::{Header, Session};
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
 use crate::metrics::Direction;
-use crate::net::{self, ReadAhead, Stream};
+use crate::net::{self, Stream};
 use crate::patience::Patience;
 use crate::policy::authorize::{self, Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
 use crate::request::{Connection, Side, client_name, serve};
 use crate::shard::{Declared, PortPolicy, Shard};
 use crate::tcp;
+use crate::tls::{self, Tls};
 use bytes::{Bytes, BytesMut};
 use gossamer_api::defaults::{DETECT_BYTES, DISCOVERY_TIMEOUT, HANDSHAKE_TIMEOUT};
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
-use gossamer_api::process::tls::{self, ClientAuth, Credentials, peer_identity};
+use gossamer_api::process::tls::{ClientAuth, Credentials, peer_identity};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -93,20 +95,22 @@ async fn meshed(
         return None;
     };
     let config = credentials.server_config(&[ALPN_TRANSPORT], ClientAuth::Optional);
-    let mut io = match Box::pin(tls::accept(config, ReadAhead::new(first, io))).await {
-        Ok(io) => io,
+    let see = |session: &rustls::CommonState| {
+        let identity = session.peer_certificates().and_then(peer_identity);
+        (identity, session.alpn_protocol() == Some(ALPN_TRANSPORT))
+    };
+    let (mut io, (identity, transport)) = match Box::pin(tls::accept(config, io, first, see)).await {
+        Ok(accepted) => accepted,
         Err(error) => {
             count(&shard, "handshake");
             tracing::info!(%client, %error, "TLS handshake of a client failed");
             return None;
         }
     };
-    let session = io.get_ref().1;
-    let identity = session.peer_certificates().and_then(peer_identity);
     let proved = identity.map_or(PeerTls::Anonymous, PeerTls::Identity);
     let peer = Peer { ip: client.ip(), tls: proved };
     let mut first = BytesMut::new();
-    let (target, spoken_as) = if session.alpn_protocol() == Some(ALPN_TRANSPORT) {
+    let (target, spoken_as) = if transport {
         let header = match timeout(HANDSHAKE_TIMEOUT, header(&mut io, &mut first)).await {
             Ok(Ok(header)) => header,
             Ok(Err(reason)) => {
@@ -166,10 +170,7 @@ fn count(shard: &Shard, reason: &'static str) {
     shard.metrics.tcp_errors(Direction::Inbound).count(reason);
 }
 
-async fn header(
-    io: &mut tokio_rustls::server::TlsStream<ReadAhead>,
-    first: &mut BytesMut,
-) -> Result<Header, &'static str> {
+async fn header(io: &mut Tls, first: &mut BytesMut) -> Result<Header, &'static str> {
     loop {
         if let Some(header) = Header::decode(first)? {
             return Ok(header);
@@ -333,7 +334,7 @@ async fn dial(
         return Err(Error::Denied { client: client_name(&conn.peer), server: policy.meta.to_string() });
     }
     let Side::Inbound(_, local) = &conn.side else { return Err(Error::Loop) };
-    let pick = local.ready(&[]).await?;
+    let pick = local.ready(Wants::Connection, &[]).await?;
     record.connecting(local, &pick);
     match pick.pool.bytes().await {
         Ok(far) => {

@@ -28,6 +28,7 @@ pub mod request;
 pub mod shard;
 pub mod tap;
 pub mod tcp;
+pub mod tls;
 
 use accept::Kind;
 use anyhow::{Context, Result};
@@ -37,7 +38,8 @@ use gossamer_api::defaults;
 use gossamer_api::process::log::{self, Format, LogLevel};
 use gossamer_api::process::memory;
 use gossamer_api::process::stop::Stop;
-use gossamer_api::process::{admin::Admin, grpc, tls};
+use gossamer_api::process::tls::Credentials;
+use gossamer_api::process::{admin::Admin, grpc};
 use metrics::Metrics;
 use shard::Shard;
 use std::net::{SocketAddr, TcpListener};
@@ -233,7 +235,7 @@ fn redirect(config: &Config) -> redirect::Redirect {
     }
 }
 
-fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Credentials>>>, stop: &Stop) -> Control {
+fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<Credentials>>>, stop: &Stop) -> Control {
     if config.destination.is_none() && config.policy.is_none() {
         return Control::offline();
     }
@@ -248,7 +250,7 @@ fn control(config: &Config, credentials: &watch::Receiver<Option<Arc<tls::Creden
 fn serve_admin(
     config: &Config,
     metrics: &Metrics,
-    credentials: &watch::Receiver<Option<Arc<tls::Credentials>>>,
+    credentials: &watch::Receiver<Option<Arc<Credentials>>>,
     log: LogLevel,
     stop: &Stop,
 ) -> Admin {

@@ -1,18 +1,16 @@
 //! Sockets: listen, dial, original destination. The only file that makes them, so the only one with socket options.
 
 use crate::metrics::OpenConnection;
-use bytes::{Buf, BytesMut};
+use crate::tls::Tls;
 use gossamer_api::defaults;
-use gossamer_engine::buffer;
 use gossamer_engine::io::Io;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
 
 /// Backlog of listeners. Source: the kernel's own default ceiling (`net.core.somaxconn` 4096).
 const BACKLOG: i32 = 4096;
@@ -66,97 +64,6 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
 
-/// What TLS reads from and writes to: a socket, of which some bytes may have been read already.
-///
-/// TLS asks for 4 KiB at a time, a quarter of a record. While that much comes at once, as much as there is gets read
-/// ahead into a borrowed buffer, so that a batch of records costs one system call.
-#[derive(Debug)]
-pub struct ReadAhead {
-    ahead: BytesMut,
-    /// `ahead` was borrowed.
-    borrowed: bool,
-    /// The last read was given all it asked for.
-    filled: bool,
-    io: TcpStream,
-}
-
-impl ReadAhead {
-    /// Reads `first` before the socket.
-    pub fn new(first: BytesMut, io: TcpStream) -> Self {
-        ReadAhead { ahead: first, borrowed: false, filled: false, io }
-    }
-
-    /// Ready when a read may give something; `wanted`: TLS has nothing in hand, decrypted or final.
-    fn poll_readable(&self, cx: &mut Context<'_>, wanted: bool) -> Poll<io::Result<()>> {
-        match wanted && self.ahead.is_empty() {
-            true => self.io.poll_read_ready(cx),
-            false => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn give(&mut self, buf: &mut ReadBuf<'_>) {
-        let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..count]);
-        self.ahead.advance(count);
-        if self.ahead.is_empty() {
-            let memory = std::mem::take(&mut self.ahead);
-            if std::mem::take(&mut self.borrowed) {
-                buffer::give(memory, buffer::LARGE);
-            }
-        }
-    }
-}
-
-impl AsyncRead for ReadAhead {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if !this.ahead.is_empty() {
-            this.give(buf);
-            return Poll::Ready(Ok(()));
-        }
-        if !this.filled {
-            let before = buf.remaining();
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-            this.filled = buf.remaining() == 0 && before > 0;
-            return Poll::Ready(Ok(()));
-        }
-        let mut memory = buffer::take(buffer::LARGE);
-        let polled = poll_read_buf(Pin::new(&mut this.io), cx, &mut memory);
-        (this.ahead, this.borrowed) = (memory, true);
-        if let Poll::Ready(Ok(count)) = &polled {
-            this.filled = *count >= buf.remaining();
-        }
-        this.give(buf);
-        polled.map_ok(drop)
-    }
-}
-
-impl AsyncWrite for ReadAhead {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-}
-
 /// One end of a connection: plain, or TLS as either side. Counts its bytes, and itself while it is open.
 #[derive(Debug)]
 pub struct Stream {
@@ -167,8 +74,7 @@ pub struct Stream {
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpStream),
-    Server(Box<tokio_rustls::server::TlsStream<ReadAhead>>),
-    Client(Box<tokio_rustls::client::TlsStream<ReadAhead>>),
+    Tls(Box<Tls>),
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
@@ -179,15 +85,9 @@ impl From<TcpStream> for Stream {
     }
 }
 
-impl From<tokio_rustls::server::TlsStream<ReadAhead>> for Stream {
-    fn from(io: tokio_rustls::server::TlsStream<ReadAhead>) -> Self {
-        Stream { io: Kind::Server(Box::new(io)), meter: None }
-    }
-}
-
-impl From<tokio_rustls::client::TlsStream<ReadAhead>> for Stream {
-    fn from(io: tokio_rustls::client::TlsStream<ReadAhead>) -> Self {
-        Stream { io: Kind::Client(Box::new(io)), meter: None }
+impl From<Tls> for Stream {
+    fn from(io: Tls) -> Self {
+        Stream { io: Kind::Tls(Box::new(io)), meter: None }
     }
 }
 
@@ -209,8 +109,7 @@ impl Stream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match &self.io {
             Kind::Tcp(io) => Some(io),
-            Kind::Server(io) => Some(&io.get_ref().0.io),
-            Kind::Client(io) => Some(&io.get_ref().0.io),
+            Kind::Tls(io) => Some(io.tcp()),
             #[cfg(test)]
             Kind::Memory(_) => None,
         }
@@ -219,6 +118,34 @@ impl Stream {
     /// Makes close send RST, so that the peer does not take a cut stream for a complete one.
     pub fn reset_on_close(&self) {
         self.tcp().inspect(|socket| reset_on_close(socket));
+    }
+
+    /// What TLS opened and nobody has read; `None` without TLS.
+    pub fn opened(&self) -> Option<&Tls> {
+        match &self.io {
+            Kind::Tls(io) => Some(io),
+            _ => None,
+        }
+    }
+
+    /// Opens what there is ([`Tls::poll_fill`]); without TLS never ready.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Kind::Tls(io) = &mut self.io else { return Poll::Pending };
+        let polled = io.poll_fill(cx);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.failed(error);
+        }
+        polled
+    }
+
+    /// So much of [`opened`](Self::opened) was taken.
+    pub fn consume(&mut self, count: usize) {
+        if let Kind::Tls(io) = &mut self.io {
+            io.consume(count);
+            if let Some(meter) = &self.meter {
+                meter.metrics().read(count as u64);
+            }
+        }
     }
 
     fn failed(&mut self, error: &io::Error) {
@@ -232,8 +159,7 @@ macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
         match &mut $self.io {
             Kind::Tcp($io) => $call,
-            Kind::Server($io) => $call,
-            Kind::Client($io) => $call,
+            Kind::Tls($io) => $call,
             #[cfg(test)]
             Kind::Memory($io) => $call,
         }
@@ -298,8 +224,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.io {
             Kind::Tcp(io) => io.is_write_vectored(),
-            Kind::Server(io) => io.is_write_vectored(),
-            Kind::Client(io) => io.is_write_vectored(),
+            Kind::Tls(io) => io.is_write_vectored(),
             #[cfg(test)]
             Kind::Memory(io) => io.is_write_vectored(),
         }
@@ -310,14 +235,7 @@ impl Io for Stream {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Kind::Tcp(io) => io.poll_read_ready(cx),
-            Kind::Server(io) => {
-                let (socket, session) = io.get_ref();
-                socket.poll_readable(cx, session.wants_read())
-            }
-            Kind::Client(io) => {
-                let (socket, session) = io.get_ref();
-                socket.poll_readable(cx, session.wants_read())
-            }
+            Kind::Tls(io) => io.poll_readable(cx),
             #[cfg(test)]
             Kind::Memory(_) => Poll::Ready(Ok(())),
         }
@@ -335,7 +253,6 @@ impl Io for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
     async fn accepted_connections_inherit_their_options() {
@@ -348,35 +265,5 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_time().unwrap(), defaults::TCP_KEEPALIVE);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(defaults::TCP_USER_TIMEOUT));
         }
-    }
-
-    #[tokio::test]
-    async fn reading_ahead_gives_every_byte_in_order() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut writer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (io, _) = listener.accept().await.unwrap();
-        let sent: Vec<u8> = (0..300_000u32).map(|i| (i * 7 / 3) as u8).collect();
-        let (first, rest) = sent.split_at(5);
-        let mut reader = ReadAhead::new(BytesMut::from(first), io);
-        let write = async {
-            writer.write_all(rest).await.unwrap();
-            writer.shutdown().await.unwrap();
-        };
-        let read = async {
-            let mut got = Vec::new();
-            // As TLS does, and now and then less.
-            let mut piece = [0; 4096];
-            for at in 0.. {
-                let room = if at % 5 == 0 { 100 } else { piece.len() };
-                match reader.read(&mut piece[..room]).await.unwrap() {
-                    0 => break,
-                    count => got.extend_from_slice(&piece[..count]),
-                }
-            }
-            got
-        };
-        let ((), got) = tokio::join!(write, read);
-        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
-        assert!(reader.ahead.is_empty() && !reader.borrowed, "no buffer is held at the end");
     }
 }

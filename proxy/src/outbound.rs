@@ -4,6 +4,7 @@
 //! endpoint, and whichever side speaks first decides.
 
 use crate::accept::Lasting;
+use crate::balance::Wants;
 use crate::control::Target;
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
@@ -204,7 +205,7 @@ async fn dial(conn: &Connection, policy: &Policy, sni: Option<&str>, record: &mu
 async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Record<'_>) -> Result<Stream, Error> {
     let mut tried = Vec::new();
     loop {
-        let pick = balancer.ready(&tried).await?;
+        let pick = balancer.ready(Wants::Connection, &tried).await?;
         record.connecting(balancer, &pick);
         match pick.pool.bytes().await {
             Ok(far) => {

@@ -4,15 +4,15 @@
 //! writer down. A connection that is silent holds no buffer.
 
 use crate::net::Stream;
+use crate::tls::AHEAD;
 use bytes::{Buf, Bytes};
-use gossamer_engine::buffer;
+use gossamer_engine::buffer::{Block, Size};
 use gossamer_engine::io::Io;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::AsyncWrite;
-use tokio_util::io::poll_read_buf;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes moved, both ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,12 @@ pub async fn relay(client: &mut Stream, server: &mut Stream, first: Bytes, greet
 
 /// One direction.
 struct Flow {
-    /// Bytes read and not yet written.
-    pending: Bytes,
+    /// Read before the copying began, and not yet written.
+    first: Bytes,
+    /// Read and not yet written; what TLS opened lies with the stream that it came from.
+    block: Block,
+    /// How much the next read asks for.
+    ask: Size,
     state: State,
     moved: u64,
 }
@@ -61,18 +65,17 @@ enum State {
 }
 
 impl Flow {
-    fn new(pending: Bytes) -> Self {
-        Flow { moved: pending.len() as u64, pending, state: State::Copying }
+    fn new(first: Bytes) -> Self {
+        Flow { first, block: Block::default(), ask: Size::Small, state: State::Copying, moved: 0 }
     }
 
     fn poll(&mut self, from: &mut Stream, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            while !self.pending.is_empty() {
-                let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;
+            while let Some(count) = ready!(self.poll_write(from, to, cx))? {
                 if count == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                self.pending.advance(count);
+                self.moved += count as u64;
             }
             match &mut self.state {
                 State::Ended => return Poll::Ready(Ok(())),
@@ -85,44 +88,78 @@ impl Flow {
                     }
                 }
                 State::Copying => {
-                    if self.read(from, cx).is_pending() {
+                    if self.poll_read(from, cx).is_pending() {
                         // TLS keeps what it could not write yet.
                         return match Pin::new(&mut *to).poll_flush(cx)? {
                             Poll::Ready(()) | Poll::Pending => Poll::Pending,
                         };
                     }
-                    self.moved += self.pending.len() as u64;
                 }
             }
         }
     }
 
-    /// Reads into a borrowed buffer, which goes back at once when there is nothing to read.
-    ///
-    /// As much as there is and fits: TLS gives one record at a time, and a write for each would cost more than all else.
-    fn read(&mut self, from: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
-        match from.poll_readable(cx) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Err(error)) => {
-                self.state = State::Broken(error);
-                return Poll::Ready(());
-            }
-            Poll::Ready(Ok(())) => {}
+    /// Writes what is in hand, without moving it: pieces of several records go out in one call. `None`: nothing is.
+    fn poll_write(
+        &mut self,
+        from: &mut Stream,
+        to: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<usize>>> {
+        if !self.first.is_empty() {
+            let count = ready!(Pin::new(to).poll_write(cx, &self.first))?;
+            self.first.advance(count);
+            return Poll::Ready(Ok(Some(count)));
         }
-        let mut memory = buffer::take(buffer::LARGE);
-        let mut waits = false;
-        while memory.len() < memory.capacity() {
-            match poll_read_buf(Pin::new(&mut *from), cx, &mut memory) {
-                Poll::Ready(Ok(0)) => self.state = State::Ending,
-                Poll::Ready(Ok(_)) => continue,
-                Poll::Ready(Err(error)) => self.state = State::Broken(error),
-                Poll::Pending => waits = true,
+        if let Some(tls) = from.opened() {
+            let mut slices = [io::IoSlice::new(&[]); AHEAD];
+            let used = tls.slices(&mut slices);
+            if used == 0 {
+                return Poll::Ready(Ok(None));
             }
-            break;
+            let count = ready!(Pin::new(to).poll_write_vectored(cx, &slices[..used]))?;
+            from.consume(count);
+            return Poll::Ready(Ok(Some(count)));
         }
-        self.pending = memory.split().freeze();
-        buffer::give(memory, buffer::LARGE);
-        if waits && self.pending.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        if self.block.is_empty() {
+            self.block = Block::default();
+            return Poll::Ready(Ok(None));
+        }
+        let count = ready!(Pin::new(to).poll_write(cx, self.block.used()))?;
+        self.block.start += count;
+        Poll::Ready(Ok(Some(count)))
+    }
+
+    /// Reads as much as there is, into memory that is borrowed only when there is something to read. What went wrong
+    /// is in `state`.
+    fn poll_read(&mut self, from: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
+        let result = if from.opened().is_some() {
+            ready!(from.poll_fill(cx)).map(usize::from)
+        } else {
+            match ready!(from.poll_readable(cx)) {
+                Ok(()) => {
+                    let mut block = Block::take(self.ask);
+                    let mut buf = ReadBuf::new(block.room());
+                    let read = ready!(Pin::new(from).poll_read(cx, &mut buf));
+                    let count = buf.filled().len();
+                    if count == buf.capacity() {
+                        self.ask = self.ask.more();
+                    } else if count < self.ask.less().bytes() {
+                        self.ask = self.ask.less();
+                    }
+                    block.end = count;
+                    self.block = block;
+                    read.map(|()| count)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        match result {
+            Ok(0) => self.state = State::Ending,
+            Ok(_) => {}
+            Err(error) => self.state = State::Broken(error),
+        }
+        Poll::Ready(())
     }
 }
 

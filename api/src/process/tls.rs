@@ -214,6 +214,8 @@ impl Credentials {
             .expect("the key was matched with the certificate when the credentials were made");
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         config.resumption = rustls::client::Resumption::in_memory_sessions(CLIENT_SESSIONS);
+        // The proxy seals its own records.
+        config.enable_secret_extraction = true;
         let config = Arc::new(config);
         if configs.client.len() < MAX_CONFIGS {
             configs.client.push((config.alpn_protocols.clone(), config.clone()));
@@ -255,6 +257,8 @@ impl Credentials {
         config.session_storage = rustls::server::ServerSessionMemoryCache::new(SERVER_SESSIONS);
         // One per handshake: each resumption brings the next.
         config.send_tls13_tickets = 1;
+        // The proxy seals its own records.
+        config.enable_secret_extraction = true;
         let config = Arc::new(config);
         if configs.server.len() < MAX_CONFIGS {
             configs.server.push((config.alpn_protocols.clone(), auth, config.clone()));

@@ -26,6 +26,9 @@ struct Pool {
     small: VecDeque<BytesMut>,
     large: VecDeque<BytesMut>,
     write: Vec<Vec<u8>>,
+    blocks: [Vec<Box<[u8]>>; 3],
+    /// Blocks of [`Size::Bulk`] that are in use.
+    bulk: usize,
 }
 
 thread_local! {
@@ -41,6 +44,9 @@ pub fn sweep() {
         pool.small.drain(..pool.small.len().div_ceil(2));
         pool.large.drain(..pool.large.len().div_ceil(2));
         pool.write.drain(..pool.write.len().div_ceil(2));
+        for blocks in &mut pool.blocks {
+            blocks.drain(..blocks.len().div_ceil(2));
+        }
         for shelf in [&mut pool.small, &mut pool.large] {
             if shelf.is_empty() {
                 *shelf = VecDeque::new();
@@ -102,6 +108,133 @@ pub fn give_write(mut buffer: Vec<u8>) {
     });
 }
 
+/// How large a [`Block`] is: room for so many full records of TLS (16 KiB and what seals it), so that what one proxy
+/// writes another reads without a record being cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    /// One record.
+    #[default]
+    Small = 0,
+    /// Four records.
+    Large = 1,
+    /// Sixteen records: for streams that keep the processor busy.
+    Bulk = 2,
+}
+
+impl Size {
+    /// In bytes.
+    pub const fn bytes(self) -> usize {
+        const RECORD: usize = 16 * 1024 + 22;
+        match self {
+            Size::Small => RECORD,
+            Size::Large => 4 * RECORD,
+            Size::Bulk => 16 * RECORD,
+        }
+    }
+
+    /// The next smaller one.
+    pub const fn less(self) -> Size {
+        match self {
+            Size::Small | Size::Large => Size::Small,
+            Size::Bulk => Size::Large,
+        }
+    }
+
+    /// The next larger one.
+    pub const fn more(self) -> Size {
+        match self {
+            Size::Small => Size::Large,
+            Size::Large | Size::Bulk => Size::Bulk,
+        }
+    }
+
+    /// How many blocks lie in wait at most: 1 MiB for each thread and size.
+    const fn kept(self) -> usize {
+        match self {
+            Size::Small => 64,
+            Size::Large => 16,
+            Size::Bulk => 4,
+        }
+    }
+}
+
+/// Blocks of [`Size::Bulk`] in use at a time, for each thread: 4 MiB. Who comes later gets [`Size::Large`].
+const BULK_USED: usize = 16;
+
+/// Borrowed memory whose bytes can be written anywhere; `start..end` is in use. Goes back when it is dropped. The
+/// default holds no memory.
+#[derive(Debug, Default)]
+pub struct Block {
+    bytes: Box<[u8]>,
+    /// Where what is in use begins.
+    pub start: usize,
+    /// Where what is in use ends, and the room begins.
+    pub end: usize,
+}
+
+impl Block {
+    /// A block of this size, or of less if too much is in use.
+    pub fn take(size: Size) -> Block {
+        let bytes = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            let size = if size == Size::Bulk && pool.bulk >= BULK_USED { Size::Large } else { size };
+            pool.bulk += usize::from(size == Size::Bulk);
+            pool.blocks[size as usize].pop().unwrap_or_else(|| vec![0; size.bytes()].into())
+        });
+        Block { bytes: bytes.unwrap_or_else(|_| vec![0; Size::Small.bytes()].into()), start: 0, end: 0 }
+    }
+
+    /// What is in use.
+    pub fn used(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    /// All of it.
+    pub fn all(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// All of it, to read from.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What is not in use yet, behind that which is.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.end..]
+    }
+
+    /// How large it is.
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Nothing is in use.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.is_empty() {
+            return;
+        }
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            let sizes = [Size::Small, Size::Large, Size::Bulk];
+            if let Some(size) = sizes.into_iter().find(|size| size.bytes() == bytes.len()) {
+                pool.bulk -= usize::from(size == Size::Bulk && pool.bulk > 0);
+                let shelf = &mut pool.blocks[size as usize];
+                if shelf.len() < size.kept() {
+                    shelf.push(bytes);
+                }
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +275,21 @@ mod tests {
         assert_eq!(left(), (5, 5, 5));
         (0..3).for_each(|_| sweep());
         assert_eq!(left(), (0, 0, 0));
+    }
+
+    #[test]
+    fn large_blocks_are_few() {
+        let taken: Vec<Block> = (0..BULK_USED + 1).map(|_| Block::take(Size::Bulk)).collect();
+        let sizes: Vec<usize> = taken.iter().map(Block::capacity).collect();
+        assert!(sizes[..BULK_USED].iter().all(|size| *size == Size::Bulk.bytes()));
+        assert_eq!(sizes[BULK_USED], Size::Large.bytes());
+        drop(taken);
+        assert_eq!(Block::take(Size::Bulk).capacity(), Size::Bulk.bytes(), "those that went back count no more");
+        POOL.with_borrow(|pool| {
+            assert_eq!((pool.blocks[2].len(), pool.blocks[1].len(), pool.bulk), (Size::Bulk.kept(), 1, 0));
+        });
+        (0..4).for_each(|_| sweep());
+        assert!(POOL.with_borrow(|pool| pool.blocks.iter().all(Vec::is_empty)));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 
 use super::transport::{Header, Session};
 use crate::error::Error;
-use crate::net::{self, ReadAhead, Stream};
-use bytes::BytesMut;
+use crate::net::{self, Stream};
+use crate::tls;
 use gossamer_api::endpoint::Endpoint;
 use gossamer_api::keys::ALPN_TRANSPORT;
 use gossamer_api::process::grpc::usable;
-use gossamer_api::process::tls::{self, Credentials};
+use gossamer_api::process::tls::{Credentials, server_name};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,14 +37,16 @@ impl Connector {
         let credentials = usable(&self.credentials).ok_or(Error::NoIdentity)?;
         let port = endpoint.transport_port.unwrap_or(endpoint.addr.port());
         let addr = SocketAddr::new(endpoint.addr.ip(), port);
-        let io = ReadAhead::new(BytesMut::new(), self.dial(addr).await?);
+        let failed = |error: std::io::Error| handshake_error(addr, expected.identity.as_str(), &error);
+        let name = server_name(&expected.server_name).map_err(|error| failed(std::io::Error::other(error)))?;
         let config = match expected.identity == expected.server_name {
             true => credentials.client_config(&[ALPN_TRANSPORT]),
             false => credentials.client_config_expecting(&[ALPN_TRANSPORT], &expected.identity),
         };
-        let connect = tls::connect(config, &expected.server_name, io);
-        let mut io = connect.await.map_err(|error| handshake_error(addr, expected.identity.as_str(), &error))?;
-        if io.get_ref().1.alpn_protocol() == Some(ALPN_TRANSPORT) {
+        let io = self.dial(addr).await?;
+        let connect = tls::connect(config, name, io, |session| session.alpn_protocol() == Some(ALPN_TRANSPORT));
+        let (mut io, transport) = connect.await.map_err(failed)?;
+        if transport {
             let (name, target) = alternate(endpoint);
             let header = Header { port: target, name, session };
             io.write_all(&header.encode()).await.map_err(|error| Error::Connect(addr, error.kind()))?;

@@ -57,6 +57,15 @@ impl Default for Rules {
     }
 }
 
+/// What an endpoint is chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// A stream of a connection that others share, of which there is a bounded number.
+    Stream,
+    /// A connection of its own.
+    Connection,
+}
+
 /// The endpoints of one backend.
 pub struct Balancer {
     /// The object behind it.
@@ -208,8 +217,15 @@ impl Balancer {
     /// An endpoint to use now, or `None` when none accepts connections, or no more streams. Those in `tried` only if there
     /// is no other.
     pub fn pick(&self, now: Instant, tried: &[SocketAddr]) -> Option<Pick> {
+        self.pick_for(Wants::Stream, now, tried)
+    }
+
+    /// The same for what may not need a stream.
+    pub fn pick_for(&self, wants: Wants, now: Instant, tried: &[SocketAddr]) -> Option<Pick> {
         let endpoints = self.endpoints.borrow();
-        let open = |endpoint: &Endpoint| endpoint.refused_until(now).is_none() && !endpoint.pool.is_full();
+        let open = |endpoint: &Endpoint| {
+            endpoint.refused_until(now).is_none() && !(wants == Wants::Stream && endpoint.pool.is_full())
+        };
         let usable =
             |endpoint: &Endpoint| open(endpoint) && endpoint.is_closed(now) && !tried.contains(&endpoint.info.addr);
         let chosen = match endpoints.len() {
@@ -230,9 +246,9 @@ impl Balancer {
     ///
     /// Errors: the service has none, discovery failed, too many wait, or none became usable in time.
     /// Dropping the future leaves the queue.
-    pub async fn ready(&self, tried: &[SocketAddr]) -> Result<Pick, Error> {
+    pub async fn ready(&self, wants: Wants, tried: &[SocketAddr]) -> Result<Pick, Error> {
         let started = Instant::now();
-        if let Some(pick) = self.pick(started, tried) {
+        if let Some(pick) = self.pick_for(wants, started, tried) {
             return Ok(pick);
         }
         if self.waiting.count.get() >= self.rules.queue.capacity {
@@ -243,7 +259,7 @@ impl Balancer {
         loop {
             let now = Instant::now();
             let changed = self.waiting.changed.notified();
-            if let Some(pick) = self.pick(now, tried) {
+            if let Some(pick) = self.pick_for(wants, now, tried) {
                 return Ok(pick);
             }
             let name = || self.authority.clone();

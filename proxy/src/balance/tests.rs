@@ -149,7 +149,7 @@ async fn an_ejected_endpoint_rests_but_never_the_last() {
 async fn a_service_without_endpoints_fails_at_once() {
     let balancer = balancer(Rules::default(), &[]);
     let started = Instant::now();
-    let Err(error) = balancer.ready(&[]).await else { panic!("there is nobody") };
+    let Err(error) = balancer.ready(Wants::Stream, &[]).await else { panic!("there is nobody") };
     assert_eq!(error.to_string(), "web.demo:80 has no endpoints");
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
@@ -158,7 +158,7 @@ async fn a_service_without_endpoints_fails_at_once() {
 async fn requests_wait_for_endpoints_that_come() {
     let balancer = balancer(Rules::default(), &[A]);
     balancer.endpoints.borrow()[0].refused(Instant::now());
-    let mut waiting = pin!(balancer.ready(&[]));
+    let mut waiting = pin!(balancer.ready(Wants::Stream, &[]));
     assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     balancer.update(Discovered::Known(Arc::new(EndpointSet {
         endpoints: [(B.parse().unwrap(), Arc::new(Info::new(B.parse().unwrap())))].into(),
@@ -179,10 +179,10 @@ async fn nobody_accepts_so_requests_fail_in_time_and_then_at_once() {
     };
     refuse(&balancer.endpoints.borrow()[0]);
     let started = Instant::now();
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::NotReady(..))));
     assert_eq!(started.elapsed(), defaults::REFUSED_FAILFAST);
     let later = Instant::now();
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::NotReady(..))));
     assert_eq!(later.elapsed(), Duration::ZERO, "who comes later does not wait for what is known to be gone");
 }
 
@@ -191,11 +191,11 @@ async fn the_queue_is_bounded() {
     let rules = Rules { queue: Queue { capacity: 2, failfast: Duration::from_secs(3) }, ..Rules::default() };
     let balancer = balancer(rules, &[A]);
     balancer.endpoints.borrow()[0].refused(Instant::now());
-    let mut first = pin!(balancer.ready(&[]));
-    let mut second = pin!(balancer.ready(&[]));
+    let mut first = pin!(balancer.ready(Wants::Stream, &[]));
+    let mut second = pin!(balancer.ready(Wants::Stream, &[]));
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::Overloaded(_))));
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::Overloaded(_))));
     assert!(first.await.is_ok(), "the endpoint's rest is shorter than the wait");
 }
 
@@ -208,7 +208,7 @@ async fn a_policy_that_says_how_long_to_wait_for_who_refuses_is_obeyed() {
         // Longer than any wait.
         balancer.endpoints.borrow()[0].refuse_until(Instant::now() + Duration::from_secs(60));
         let started = Instant::now();
-        assert!(matches!(balancer.ready(&[]).await, Err(Error::NotReady(..))));
+        assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::NotReady(..))));
         assert_eq!(started.elapsed().as_secs(), seconds);
     }
 }
@@ -230,11 +230,13 @@ async fn requests_queue_for_streams_and_fail_in_time() {
     let mut streams = balancer.endpoints.borrow()[0].pool.fill();
     assert_eq!(streams.iter().map(Vec::len).sum::<usize>(), 8 * 100);
     assert!(balancer.pick(Instant::now(), &[]).is_none());
+    // Connections of one's own are another matter.
+    assert!(balancer.pick_for(Wants::Connection, Instant::now(), &[]).is_some());
     let cx = &mut Context::from_waker(Waker::noop());
-    let mut first = Box::pin(balancer.ready(&[]));
-    let mut second = Box::pin(balancer.ready(&[]));
+    let mut first = Box::pin(balancer.ready(Wants::Stream, &[]));
+    let mut second = Box::pin(balancer.ready(Wants::Stream, &[]));
     assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::Overloaded(_))), "two wait already");
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::Overloaded(_))), "two wait already");
 
     // A request is over: the first in the queue has its turn, and not by the clock.
     streams[3].pop();
@@ -260,13 +262,13 @@ async fn the_last_endpoint_is_missed_for_a_moment() {
         balancer.set([Arc::new(Info::new(B.parse().unwrap()))].into_iter());
         balancer.waiting.changed.notify_waiters();
     };
-    let (pick, ()) = tokio::join!(balancer.ready(&[]), back);
+    let (pick, ()) = tokio::join!(balancer.ready(Wants::Stream, &[]), back);
     assert_eq!((pick.unwrap().info.addr, started.elapsed()), (B.parse().unwrap(), Duration::from_millis(300)));
     balancer.set(nobody());
     let started = Instant::now();
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::NoEndpoints(_))));
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::NoEndpoints(_))));
     assert_eq!(started.elapsed(), defaults::EMPTIED_FAILFAST);
     // Whoever comes later hears it at once.
-    assert!(matches!(balancer.ready(&[]).await, Err(Error::NoEndpoints(_))));
+    assert!(matches!(balancer.ready(Wants::Stream, &[]).await, Err(Error::NoEndpoints(_))));
     assert_eq!(started.elapsed(), defaults::EMPTIED_FAILFAST);
 }

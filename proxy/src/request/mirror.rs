@@ -6,7 +6,7 @@
 
 use super::ends::Upstream;
 use super::{exchange, headers, open};
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Wants};
 use crate::error::Error;
 use crate::metrics::{MirrorLabels, MirrorMetrics};
 use crate::shard::Shard;
@@ -169,7 +169,7 @@ async fn compare(mirror: &Mirror, request: Request, bytes: usize, real: &Verdict
     let balancer = &mirror.balancer;
     let pick = match balancer.pick(Instant::now(), &[]) {
         Some(pick) => pick,
-        None => balancer.ready(&[]).await?,
+        None => balancer.ready(Wants::Stream, &[]).await?,
     };
     let length = match (bytes, &trailers) {
         (0, None) => Length::Empty,

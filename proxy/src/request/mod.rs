@@ -14,7 +14,7 @@ pub mod retry;
 pub mod routes;
 pub mod serve;
 
-use crate::balance::{Balancer, Pick};
+use crate::balance::{Balancer, Pick, Wants};
 use crate::error::Error;
 use crate::net::Stream;
 use crate::policy::authorize::{self, Peer};
@@ -350,10 +350,13 @@ async fn attempt(
     };
     let head = filtered.as_mut().unwrap_or(head);
     let fail = |pick: &Pick, error, connecting| Failed { error, endpoint: Some(pick.info.addr), connecting };
+    let inbound = matches!(conn.side, Side::Inbound(..));
+    let own = head.version != Version::Http2 && (tunnel || inbound);
+    let wants = if own { Wants::Connection } else { Wants::Stream };
     let (pick, mut up) = loop {
-        let pick = match balancer.pick(Instant::now(), tried) {
+        let pick = match balancer.pick_for(wants, Instant::now(), tried) {
             Some(pick) => pick,
-            None => Box::pin(balancer.ready(tried)).await.map_err(early)?,
+            None => Box::pin(balancer.ready(wants, tried)).await.map_err(early)?,
         };
         require_identity(head, &pick).map_err(early)?;
         record.attempt(balancer, &pick, head);
