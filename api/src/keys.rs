@@ -29,6 +29,8 @@ pub const TOKEN_AUDIENCE: &str = "identity.gossamer.io";
 
 /// `enabled` or `disabled`, on a namespace or a pod.
 pub const INJECT: &str = "gossamer.io/inject";
+/// The name of the proxy's container in a pod.
+pub const PROXY_CONTAINER: &str = "gossamer-proxy";
 /// On injected pods: the version of the proxy.
 pub const PROXY_VERSION: &str = "gossamer.io/proxy-version";
 /// On injected pods: whose mesh they belong to.

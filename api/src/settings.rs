@@ -67,13 +67,14 @@ pub const PROXY: &[Setting] = settings! {
     "opaque-ports" "ports and ranges, comma-separated" annotation list(defaults::OPAQUE_PORTS) => "Ports whose bytes are not looked at";
     "skip-inbound-ports" "ports and ranges, comma-separated" annotation String::new() => "Inbound ports that bypass the proxy";
     "skip-outbound-ports" "ports and ranges, comma-separated" annotation String::new() => "Outbound ports that bypass the proxy";
+    "skip-subnets" "networks, comma-separated" annotation String::new() => "Clients whose connections to the workload bypass the proxy: networks of containers within it";
     "outbound-connect-timeout" "duration" annotation text(defaults::OUTBOUND_CONNECT_TIMEOUT) => "TCP connect to an endpoint";
     "inbound-connect-timeout" "duration" annotation text(defaults::INBOUND_CONNECT_TIMEOUT) => "TCP connect to the workload";
     "detect-patience" "duration" annotation text(defaults::DETECT_PATIENCE) => "Silence of a client after which its connection is forwarded as it is";
     "workers" "number" annotation defaults::WORKERS.to_string() => "Threads that move data";
     "shutdown-grace-period" "duration" annotation text(defaults::SHUTDOWN_GRACE) => "How long a stopping proxy waits for what is in flight";
     "admin-shutdown" "enabled or disabled" annotation "disabled".into() => "Whether POST /shutdown works (from loopback only)";
-    "access-log" "json or off" annotation "off".into() => "A line for every request on standard output";
+    "access-log" "json, apache or off" annotation "off".into() => "A line for every request on standard output";
     "log-level" "as RUST_LOG" annotation "warn,gossamer=info".into() => "What the proxy logs";
     "log-format" "plain or json" annotation "plain".into() => "How it logs";
 };
@@ -306,6 +307,7 @@ mod tests {
         assert_eq!(values.addresses("outbound-listen").unwrap().len(), 2);
         values.parse::<usize>("workers").unwrap();
         values.list::<ipnet::IpNet>("cluster-networks").unwrap();
+        values.list::<ipnet::IpNet>("skip-subnets").unwrap();
         assert!(!values.either("redirect", "true", "false").unwrap());
     }
 

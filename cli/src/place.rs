@@ -14,6 +14,7 @@ use crate::sandbox::{enter, network};
 use crate::scrape::{self, Sample};
 use crate::stats::Scrape;
 use gossamer_api::defaults;
+use gossamer_api::keys::PROXY_CONTAINER;
 use gossamer_api::wire::mesh::WorkloadInfo;
 use gossamer_api::workload::Identity;
 use k8s_openapi::api::core::v1::Pod;
@@ -397,7 +398,7 @@ fn here(info: WorkloadInfo) -> Workload {
 }
 
 /// A pod that runs or is about to; one that has ended has no proxy to ask.
-fn of_pod(pod: Pod) -> Option<Workload> {
+pub(crate) fn of_pod(pod: Pod) -> Option<Workload> {
     let (metadata, spec, status) = (pod.metadata, pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
@@ -408,13 +409,14 @@ fn of_pod(pod: Pod) -> Option<Workload> {
     let control = labels.get(MESHED_LABEL).cloned();
     let account = spec.service_account_name.filter(|account| !account.is_empty()).unwrap_or_else(|| "default".into());
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let mut env = containers.filter(|c| c.name == PROXY_CONTAINER).flat_map(|c| c.env.iter().flatten());
+    let env: Vec<_> = containers.filter(|c| c.name == PROXY_CONTAINER).flat_map(|c| c.env.iter().flatten()).collect();
     // What the injector told the proxy, if it is written out.
-    let told = env.find(|variable| variable.name == "MESH_LOCAL_IDENTITY").and_then(|variable| variable.value.clone());
-    let said = told.filter(|identity| !identity.contains("$("));
-    let made = control
-        .as_ref()
-        .and_then(|control| Identity::service_account(&account, &namespace, control, defaults::TRUST_DOMAIN).ok());
+    let told =
+        |name: &str| env.iter().find(|variable| variable.name == name).and_then(|variable| variable.value.clone());
+    let said = told("MESH_LOCAL_IDENTITY").filter(|identity| !identity.contains("$("));
+    let domain = told("MESH_TRUST_DOMAIN").unwrap_or_else(|| defaults::TRUST_DOMAIN.into());
+    let made =
+        control.as_ref().and_then(|control| Identity::service_account(&account, &namespace, control, &domain).ok());
     let identity = said.or_else(|| made.map(|identity| identity.to_string()));
     let owner = metadata.owner_references.iter().flatten().next();
     let template = labels.get("pod-template-hash");
@@ -447,9 +449,6 @@ pub fn stands_for(wanted: &Resource, pod: &gossamer_api::kubernetes::Pod, namesp
     let elsewhere = wanted.name.ends_with(&format!(".{}", metadata.namespace));
     wanted.means(&workload) && (elsewhere || metadata.namespace == namespace)
 }
-
-/// The injected container.
-pub const PROXY_CONTAINER: &str = "gossamer-proxy";
 
 /// A ReplicaSet is named after its Deployment and the template's hash, as the labels of metrics have it.
 fn owner_of(kind: &str, name: &str, template: Option<&str>) -> Owner {
@@ -484,6 +483,20 @@ mod tests {
         assert!(is_plugin(Some(OsStr::new("/usr/local/bin/kubectl-gossamer"))));
         assert!(!is_plugin(Some(OsStr::new("/usr/bin/meshctl"))));
         assert!(!is_plugin(None));
+    }
+
+    #[test]
+    fn a_pods_identity_ends_with_its_meshs_trust_domain() {
+        let pod = |env: serde_json::Value| -> Workload {
+            let containers = serde_json::json!([{ "name": "web" }, { "name": PROXY_CONTAINER, "env": env }]);
+            let labels = serde_json::json!({ MESHED_LABEL: "mesh" });
+            let metadata = serde_json::json!({ "name": "web-0", "namespace": "demo", "labels": labels });
+            let pod = serde_json::json!({ "metadata": metadata, "spec": { "containers": containers } });
+            of_pod(serde_json::from_value(pod).unwrap()).unwrap()
+        };
+        assert!(pod(serde_json::json!([])).identity.ends_with(".identity.mesh.cluster.local"));
+        let other = serde_json::json!([{ "name": "MESH_TRUST_DOMAIN", "value": "example.org" }]);
+        assert_eq!(pod(other).identity, "default.demo.serviceaccount.identity.mesh.example.org");
     }
 
     #[test]

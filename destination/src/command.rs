@@ -81,6 +81,9 @@ pub struct Options {
     /// Ports whose bytes are not looked at, where nothing else is said [default: those of server-first protocols]
     #[arg(long, env = "MESH_DESTINATION_OPAQUE_PORTS")]
     pub opaque_ports: Option<Ports>,
+    /// Ports whose clients need an identity, whatever the default policy says
+    #[arg(long, env = "MESH_DESTINATION_REQUIRE_IDENTITY_INBOUND_PORTS")]
+    pub require_identity_inbound_ports: Option<Ports>,
     /// What is logged; each failed request to Kubernetes is told by who made it
     #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info,kube_client=off")]
     pub log_level: String,
@@ -161,6 +164,7 @@ impl Options {
             domain: self.cluster_domain.clone(),
             opaque_ports: self.opaque_ports.clone().unwrap_or(default.opaque_ports),
             inbound_policy: self.default_inbound_policy,
+            require_identity: self.require_identity_inbound_ports.clone().unwrap_or_default(),
             networks: self.cluster_networks.clone(),
             probe_networks: self.probe_networks.clone(),
             http2_hint: default.http2_hint,

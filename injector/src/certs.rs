@@ -80,7 +80,8 @@ impl Serving {
         Ok(serving)
     }
 
-    fn write(&self, namespace: &str, version: Option<String>) -> Secret {
+    /// The secret that replicas share; `version`: of the one that it replaces.
+    pub fn write(&self, namespace: &str, version: Option<String>) -> Secret {
         let data = [("tls.crt", &self.certificate), ("tls.key", &self.key), ("ca.crt", &self.authorities)];
         let labels =
             [("app.kubernetes.io/part-of", "gossamer"), (gossamer_api::keys::CONTROL_PLANE_COMPONENT, "injector")];

@@ -21,6 +21,7 @@ use gossamer_api::process::admin::Admin;
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::{Api, Client};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -158,8 +159,13 @@ async fn native_sidecar(options: &Options, client: &Client) -> Result<bool> {
         _ => {}
     }
     let version = client.apiserver_version().await.context("the Kubernetes API does not say its version")?;
+    Ok(has_native_sidecars(&version))
+}
+
+/// True where an init container may go on beside the others.
+pub fn has_native_sidecars(version: &Info) -> bool {
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
-    Ok((number(&version.major), number(&version.minor)) >= (1, 29))
+    (number(&version.major), number(&version.minor)) >= (1, 29)
 }
 
 async fn follow_anchors(client: Client, namespace: String, values: Values, sender: watch::Sender<Option<Arc<Values>>>) {
@@ -270,10 +276,18 @@ mod tests {
     }
 
     #[test]
+    fn native_sidecars_are_of_1_29() {
+        let has = |major: &str, minor: &str| {
+            has_native_sidecars(&Info { major: major.into(), minor: minor.into(), ..Info::default() })
+        };
+        assert!(has("1", "29") && has("1", "31+") && !has("1", "28+") && !has("", ""));
+    }
+
+    #[test]
     fn bad_defaults_say_what_is_meant() {
         let error = |value| values(&["--default", value]).unwrap_err().to_string();
         assert!(error("acess-log=json").ends_with("there is no such setting; did you mean access-log?"));
         assert!(error("access-log").contains("has no \"=\""));
-        assert!(error("access-log=yes").contains("expected json or off"));
+        assert!(error("access-log=yes").contains("expected json, apache or off"));
     }
 }

@@ -6,11 +6,11 @@
 use crate::inject::Values;
 use crate::settings::Settings;
 use gossamer_api::defaults;
-use gossamer_api::keys::{CONFIG_PREFIX, TOKEN_AUDIENCE};
+use gossamer_api::keys::{CONFIG_PREFIX, PROXY_CONTAINER, TOKEN_AUDIENCE};
 use serde_json::{Value, json};
 
 /// The name of the proxy's container.
-pub const CONTAINER: &str = "gossamer-proxy";
+pub const CONTAINER: &str = PROXY_CONTAINER;
 /// The name of the separate init container.
 pub const INIT_CONTAINER: &str = "gossamer-init";
 /// The name of the token's volume.
@@ -142,6 +142,9 @@ fn env(values: &Values, settings: &Settings, redirect: bool) -> Vec<Value> {
             env.push(variable(name, value));
         }
     }
+    if settings.is("tap", "disabled") {
+        env.push(variable("MESH_TAP_LISTEN", ""));
+    }
     env.extend(proxy_env(settings));
     env
 }
@@ -153,7 +156,10 @@ fn proxy_env(settings: &Settings) -> Vec<Value> {
 
 /// What the separate init container must know.
 fn redirects(variable: &Value) -> bool {
-    matches!(variable["name"].as_str(), Some("MESH_UID" | "MESH_SKIP_INBOUND_PORTS" | "MESH_SKIP_OUTBOUND_PORTS"))
+    matches!(
+        variable["name"].as_str(),
+        Some("MESH_UID" | "MESH_SKIP_INBOUND_PORTS" | "MESH_SKIP_OUTBOUND_PORTS" | "MESH_SKIP_SUBNETS")
+    )
 }
 
 fn variable(name: &str, value: &str) -> Value {

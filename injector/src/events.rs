@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 pub struct News {
     about: ObjectReference,
     warning: bool,
-    reason: &'static str,
-    note: String,
+    pub(crate) reason: &'static str,
+    pub(crate) note: String,
 }
 
 /// Where news are handed in. Cheap to clone.

@@ -159,7 +159,8 @@ pub fn inject(pod: &Value, namespace: &Map, values: &Values) -> Result<Outcome, 
         return Ok(Outcome::Skip(skip));
     }
     let settings = Settings::read(&own, namespace, &values.defaults)?;
-    let mut warnings = settings::unknown_keys(&own);
+    let mut warnings = settings::without_effect(&own);
+    warnings.extend(settings::without_effect(namespace).into_iter().map(of_namespace));
 
     let shape = shape(spec, &settings, values);
     if !shape.native && owner(pod).is_some_and(|(kind, _)| kind == "job") {
@@ -190,8 +191,30 @@ pub fn inject(pod: &Value, namespace: &Map, values: &Values) -> Result<Outcome, 
     Ok(Outcome::Inject(Injection { additions: additions.list, warnings, asked_by }))
 }
 
+/// What may be meant for us, where nobody asks for the proxy: a request that is misspelt.
+pub fn misspelt(pod: &Value, namespace: &Map) -> Vec<String> {
+    let own = settings::unknown_keys(&strings(&pod["metadata"]["annotations"]));
+    own.into_iter().chain(settings::unknown_keys(namespace).into_iter().map(of_namespace)).collect()
+}
+
+fn of_namespace(warning: String) -> String {
+    format!("on the namespace: {warning}")
+}
+
+/// Where an object's pod, or its template, is; the empty path is the object itself.
+pub fn pod_path(kind: &str) -> Option<&'static [&'static str]> {
+    Some(match kind {
+        "Pod" => &[],
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
+            &["spec", "template"]
+        }
+        "CronJob" => &["spec", "jobTemplate", "spec", "template"],
+        _ => return None,
+    })
+}
+
 /// Whether somebody wants the proxy: the pod's word counts before its namespace's.
-fn asked(pod: &Map, namespace: &Map) -> Result<Result<Place, Skip>, Vec<InvalidAnnotation>> {
+pub(crate) fn asked(pod: &Map, namespace: &Map) -> Result<Result<Place, Skip>, Vec<InvalidAnnotation>> {
     let places = [("pod", Place::Workload, pod), ("namespace", Place::Namespace, namespace)];
     for (place, by, annotations) in places {
         return match annotations.get(INJECT).map(String::as_str) {
@@ -262,7 +285,8 @@ fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
     list("initContainers").chain(list("containers"))
 }
 
-fn strings(of: &Value) -> Map {
+/// The texts of an object.
+pub(crate) fn strings(of: &Value) -> Map {
     let members = of.as_object().into_iter().flatten();
     members.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect()
 }

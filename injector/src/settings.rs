@@ -3,11 +3,13 @@
 //! A key that nobody reads is a warning with the nearest one that exists; a value that can't be read is an error: a
 //! workload must not run with a policy, a port list or a limit other than what was asked for.
 
+use crate::linkerd;
 use gossamer_api::defaults;
 use gossamer_api::keys::{CONFIG_PREFIX, INJECT, PREFIX, PROXY_VERSION};
 use gossamer_api::kubernetes::Map;
 use gossamer_api::kubernetes::validate::distance;
 use gossamer_api::settings::{PROXY, Ports, Setting, parse_duration, text};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 /// Knobs of the injection itself; all are annotations. The proxy's own are in [`PROXY`].
@@ -20,6 +22,18 @@ pub const INJECTION: &[Setting] = &[
     knob("memory-limit", QUANTITY, String::new, "Memory that it gets at most"),
     knob("ephemeral-storage-request", QUANTITY, String::new, "Disk that is set aside for it (its log)"),
     knob("ephemeral-storage-limit", QUANTITY, String::new, "Disk that it gets at most"),
+    knob(
+        "require-identity-inbound-ports",
+        PORTS,
+        String::new,
+        "Ports whose clients need an identity where no AuthorizationPolicy selects them",
+    ),
+    knob(
+        "tap",
+        SWITCH,
+        || "enabled".into(),
+        "Whether requests can be watched (from the pod's loopback, by port-forward)",
+    ),
     knob("native-sidecar", SWITCH, || "enabled".into(), "An init container that goes on; disabled: a plain container"),
     knob(
         "redirect",
@@ -43,11 +57,13 @@ const fn knob(name: &'static str, form: &'static str, default: fn() -> String, h
 /// application by themselves.
 pub const WAIT_BEFORE_EXIT: std::time::Duration = std::time::Duration::from_secs(5);
 
+const PORTS: &str = "ports and ranges, comma-separated";
 const QUANTITY: &str = "a Kubernetes quantity";
 const SWITCH: &str = "enabled or disabled";
 const IMAGE: &str = "an image";
 
-/// What is set for a workload: by its own annotations, else by its namespace's, else for the whole mesh.
+/// What is set for a workload: by its own annotations, else by its namespace's, else for the whole mesh. In each place
+/// Linkerd's annotation counts where ours says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings(BTreeMap<&'static str, String>);
 
@@ -73,16 +89,16 @@ impl Settings {
         let (mut found, mut errors) = (BTreeMap::new(), Vec::new());
         for setting in all() {
             let key = format!("{CONFIG_PREFIX}/{}", setting.name);
-            let places = [("pod", pod.get(&key)), ("namespace", namespace.get(&key)), ("mesh", mesh.get(setting.name))];
-            let Some((place, value)) = places.into_iter().find_map(|(place, value)| Some((place, value?.trim())))
-            else {
-                continue;
+            let said = |place: &'static str, by: &Map| {
+                let ours = by.get(&key).map(|value| (key.clone(), value.trim().to_string()));
+                ours.or_else(|| linkerd::value(by, setting.name)).map(|(key, value)| (place, key, value))
             };
-            match check(setting, value) {
-                Ok(()) => drop(found.insert(setting.name, value.to_string())),
-                Err(detail) => {
-                    errors.push(InvalidAnnotation { key, place, value: value.into(), form: setting.form, detail });
-                }
+            let of_mesh = || mesh.get(setting.name).map(|value| ("mesh", key.clone(), value.trim().to_string()));
+            let said = said("pod", pod).or_else(|| said("namespace", namespace)).or_else(of_mesh);
+            let Some((place, key, value)) = said else { continue };
+            match check(setting, &value) {
+                Ok(()) => drop(found.insert(setting.name, value)),
+                Err(detail) => errors.push(InvalidAnnotation { key, place, value, form: setting.form, detail }),
             }
         }
         if errors.is_empty() { Ok(Settings(found)) } else { Err(errors) }
@@ -126,6 +142,25 @@ pub fn all() -> impl Iterator<Item = &'static Setting> {
     PROXY.iter().filter(|setting| setting.annotation).chain(INJECTION)
 }
 
+/// True for the annotation of a setting.
+pub fn is_known(key: &str) -> bool {
+    let name = key.strip_prefix(CONFIG_PREFIX).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| all().any(|setting| setting.name == name))
+}
+
+/// Warnings for annotations without effect: keys that look like ours and are none, each with the nearest one, and those of
+/// Linkerd's that mean nothing here.
+pub fn without_effect(annotations: &Map) -> Vec<String> {
+    let mut warnings = unknown_keys(annotations);
+    warnings.extend(linkerd::without_effect(annotations));
+    warnings
+}
+
+/// What is wrong with values.
+pub fn invalid(annotations: &Map) -> Vec<InvalidAnnotation> {
+    Settings::read(annotations, &Map::new(), &Map::new()).err().unwrap_or_default()
+}
+
 /// Warnings for keys that look like ours and are none, each with the nearest one.
 pub fn unknown_keys(annotations: &Map) -> Vec<String> {
     let known = || {
@@ -167,7 +202,12 @@ fn check(setting: &Setting, value: &str) -> Result<(), String> {
             _ => Err("; 1 to 4294967294".into()),
         },
         (_, "duration") => parse_duration(value).map(drop).ok_or("; for example 500ms, 1s, 5m".into()),
-        (_, "ports and ranges, comma-separated") => value.parse::<Ports>().map(drop),
+        (_, PORTS) => value.parse::<Ports>().map(drop),
+        (_, "networks, comma-separated") => {
+            let mut bad =
+                value.split(',').map(str::trim).filter(|one| !one.is_empty() && one.parse::<IpNet>().is_err());
+            bad.next().map_or(Ok(()), |one| Err(format!("; {one:?} is no network as 172.17.0.0/16")))
+        }
         (_, QUANTITY) => match quantity(value) {
             Some(amount) if amount > 0.0 => Ok(()),
             _ => Err("; for example 100m, 20Mi".into()),
@@ -182,7 +222,7 @@ fn check(setting: &Setting, value: &str) -> Result<(), String> {
 }
 
 /// A Kubernetes quantity as a number.
-fn quantity(text: &str) -> Option<f64> {
+pub fn quantity(text: &str) -> Option<f64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
     let factor = match &text[digits..] {
         "m" => 1e-3,
@@ -220,6 +260,22 @@ mod tests {
     }
 
     #[test]
+    fn linkerds_annotation_counts_where_ours_says_nothing() {
+        let pod = map(&[("config.linkerd.io/skip-inbound-ports", "9090"), ("config.linkerd.io/access-log", "apache")]);
+        let namespace = map(&[("config.gossamer.io/skip-inbound-ports", "1"), ("config.linkerd.io/proxy-uid", "7")]);
+        let settings = Settings::read(&pod, &namespace, &Map::new()).unwrap();
+        assert_eq!((settings.set("skip-inbound-ports"), settings.uid()), (Some("9090"), 7));
+        let both = map(&[("config.linkerd.io/access-log", "apache"), ("config.gossamer.io/access-log", "json")]);
+        assert_eq!(Settings::read(&both, &pod, &Map::new()).unwrap().set("access-log"), Some("json"));
+        let bad = map(&[("config.linkerd.io/default-inbound-policy", "dney")]);
+        let error = Settings::read(&Map::new(), &bad, &Map::new()).unwrap_err()[0].to_string();
+        assert!(
+            error.starts_with("metadata.annotations[\"config.linkerd.io/default-inbound-policy\"] of the namespace"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn every_default_is_a_value() {
         for setting in all() {
             check(setting, &(setting.default)()).unwrap_or_else(|error| panic!("{}: {error}", setting.name));
@@ -243,6 +299,8 @@ mod tests {
             ("workers", "0"),
             ("uid", "0"),
             ("uid", "root"),
+            ("skip-subnets", "172.17.0.0/16,x"),
+            ("tap", "no"),
             ("opaque-ports", "80,x"),
             ("shutdown-grace-period", "5"),
             ("native-sidecar", "true"),

@@ -1,13 +1,14 @@
-//! What the API server asks: `POST /inject` when a pod is made, `POST /validate` when a policy, route or service is
-//! written. AdmissionReview v1 in and out, over TLS.
+//! What the API server asks: `POST /inject` when a pod is made, `POST /validate` when a policy, route, service, workload or
+//! namespace is written. AdmissionReview v1 in and out, over TLS.
 //!
 //! **Invariant:** an answer comes within [`TIMEOUT`] and takes no question to the API server, but for a namespace that is
 //! younger than our watch. What can't be decided is an error, and the webhook's failure policy says what that means.
 
 use crate::cluster::Namespaces;
 use crate::events::{Events, News};
-use crate::inject::{self, Outcome, Place, Values, inject};
+use crate::inject::{self, Outcome, Place, Skip, Values, inject};
 use crate::metrics::{Injected, Metrics};
+use crate::written;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
@@ -124,9 +125,15 @@ async fn decide(webhooks: &Webhooks, request: &Request) -> Result<(Answer, (&'st
             webhooks.events.tell(News::of(pod, namespace, warning, reason, note));
         }
     };
+    let warn = |warnings: &[String]| {
+        if !warnings.is_empty() {
+            news(true, "InjectionWarning", warnings.join("; "));
+        }
+    };
     Ok(match inject(pod, &annotations, &values) {
         Ok(Outcome::Inject(injection)) => {
             news(false, "Injected", "pods get the proxy".into());
+            warn(&injection.warnings);
             let place = match injection.asked_by {
                 Place::Workload => "workload",
                 Place::Namespace => "namespace",
@@ -136,6 +143,15 @@ async fn decide(webhooks: &Webhooks, request: &Request) -> Result<(Answer, (&'st
         }
         Ok(Outcome::Skip(skip)) => {
             let mut answer = Answer::allow();
+            if skip == Skip::NotAsked {
+                answer.warnings = inject::misspelt(pod, &annotations);
+                warn(&answer.warnings);
+            }
+            if skip == Skip::Injected {
+                // The same reason as of an injection: where we are asked again about a pod that we have just changed, its
+                // owner knows already.
+                news(false, "Injected", format!("pods stay as they are: {skip}"));
+            }
             if skip.is_news() {
                 let note = format!("pods stay without proxy: {skip}");
                 answer.warnings.push(note.clone());
@@ -156,7 +172,10 @@ async fn on_validate(State(webhooks): State<Webhooks>, body: Bytes) -> Response 
         Ok(request) => request,
         Err(error) => return bad_request(&error),
     };
-    let Verdict { errors, warnings } = validate(request.object());
+    let Verdict { errors, warnings } = match written::warnings(request.object()) {
+        Some(warnings) => Verdict { warnings, ..Verdict::default() },
+        None => validate(request.object()),
+    };
     let kind = request.object()["kind"].as_str().unwrap_or("unknown").to_string();
     let answer = match errors.is_empty() {
         true => Answer { warnings, ..Answer::allow() },

@@ -43,6 +43,15 @@ pub enum DefaultPolicy {
     Audit,
 }
 
+/// What a line of the access log looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// An object with everything that is known.
+    Json,
+    /// Apache's common format, with Linkerd's additions.
+    Apache,
+}
+
 /// Everything that the proxy is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -90,6 +99,8 @@ pub struct Config {
     pub skip_inbound_ports: Ports,
     /// Ports that bypass it outbound.
     pub skip_outbound_ports: Ports,
+    /// Clients that bypass it inbound.
+    pub skip_subnets: Vec<IpNet>,
     /// TCP connect to endpoints.
     pub outbound_connect_timeout: Duration,
     /// TCP connect to the workload.
@@ -103,7 +114,7 @@ pub struct Config {
     /// `POST /shutdown` works.
     pub admin_shutdown: bool,
     /// A line per request.
-    pub access_log: bool,
+    pub access_log: Option<AccessLog>,
     /// Filter of the log.
     pub log_level: String,
     /// JSON instead of text.
@@ -181,6 +192,7 @@ impl Config {
             opaque_ports: values.ports("opaque-ports")?,
             skip_inbound_ports: values.ports("skip-inbound-ports")?,
             skip_outbound_ports: values.ports("skip-outbound-ports")?,
+            skip_subnets: values.list("skip-subnets")?,
             outbound_connect_timeout: values.duration("outbound-connect-timeout")?,
             inbound_connect_timeout: values.duration("inbound-connect-timeout")?,
             detect_patience: values.duration("detect-patience")?,
@@ -190,7 +202,12 @@ impl Config {
             })?,
             grace: values.duration("shutdown-grace-period")?,
             admin_shutdown: values.either("admin-shutdown", "enabled", "disabled")?,
-            access_log: values.either("access-log", "json", "off")?,
+            access_log: values.parse_with("access-log", |text| match text {
+                "json" => Ok(Some(AccessLog::Json)),
+                "apache" => Ok(Some(AccessLog::Apache)),
+                "off" => Ok(None),
+                _ => Err(""),
+            })?,
             log_level: values.text("log-level"),
             log_json: values.either("log-format", "json", "plain")?,
         })

@@ -225,6 +225,7 @@ fn redirect(config: &Config) -> redirect::Redirect {
         exempt_mark: (config.mark != 0).then_some(config.mark),
         skip_outbound: config.skip_outbound_ports.clone(),
         skip_inbound: config.skip_inbound_ports.clone(),
+        skip_clients: config.skip_subnets.clone(),
         own_ports,
         // The outbound listener's, unless it is open to others.
         closed_port: config

@@ -68,7 +68,7 @@ impl<'a> Record<'a> {
     /// Of a request, from now on.
     pub fn request(conn: &'a Connection, head: &RequestHead) -> Self {
         let mut record = Record::new(conn, true);
-        if conn.shard.config.access_log {
+        if conn.shard.config.access_log.is_some() {
             record.about(head);
         }
         record

@@ -8,6 +8,7 @@ pub mod netlink;
 
 use self::netlink::{APPEND, CREATE, EXCLUSIVE, Message, NetlinkError};
 use gossamer_api::settings::Ports;
+use ipnet::IpNet;
 use std::fmt;
 
 /// Our table, in the family that has IPv4 and IPv6.
@@ -28,6 +29,8 @@ pub struct Redirect {
     pub skip_outbound: Ports,
     /// Ports of the workload that bypass the inbound proxy.
     pub skip_inbound: Ports,
+    /// Clients that bypass the inbound proxy: containers within the workload, whose way out leads through here too.
+    pub skip_clients: Vec<IpNet>,
     /// The proxy's own ports (inbound, admin, tap), reached as they are.
     pub own_ports: Vec<u16>,
     /// A port where nobody listens but on loopback. With it a connection to a port of the workload where nobody listens is
@@ -88,6 +91,7 @@ impl Redirect {
             rules.push(rule(Chain::Prerouting, vec![Match::Tcp, Match::Ports(port, port)], Verdict::Return));
         }
         rules.extend(skipped(Chain::Prerouting, &self.skip_inbound));
+        rules.extend(self.skip_clients.iter().map(|net| pass(Chain::Prerouting, Match::From(*net))));
         let to_proxy = Verdict::Redirect(self.inbound_port);
         match self.closed_port {
             Some(closed) => {
@@ -156,6 +160,8 @@ pub enum Match {
     ToV4([u8; 2]),
     /// To an IPv6 network of 64 bits.
     ToV6([u8; 8]),
+    /// Comes from a network.
+    From(IpNet),
     /// Is TCP.
     Tcp,
     /// Target port, first to last. After [`Match::Tcp`].
@@ -195,6 +201,8 @@ impl fmt::Display for Rule {
                 Match::FromLoopback => f.write_str("iif \"lo\" ")?,
                 Match::ToV4([a, b]) => write!(f, "ip daddr {a}.{b}.0.0/16 ")?,
                 Match::ToV6(prefix) => write!(f, "ip6 daddr {}/64 ", v6_network(*prefix))?,
+                Match::From(IpNet::V4(net)) => write!(f, "ip saddr {net} ")?,
+                Match::From(IpNet::V6(net)) => write!(f, "ip6 saddr {net} ")?,
                 Match::Tcp => f.write_str("meta l4proto tcp ")?,
                 Match::Ports(first, last) if first == last => write!(f, "th dport {first} ")?,
                 Match::Ports(first, last) => write!(f, "th dport {first}-{last} ")?,
@@ -313,6 +321,17 @@ impl Match {
                 let message = compare(meta(message, META_NFPROTO), EQUAL, &[PROTO_IPV6]);
                 compare(payload(message, NETWORK_HEADER, 24, 8), EQUAL, &prefix)
             }
+            // Where the source address is.
+            Match::From(IpNet::V4(net)) => {
+                let message = compare(meta(message, META_NFPROTO), EQUAL, &[PROTO_IPV4]);
+                let masked = mask(payload(message, NETWORK_HEADER, 12, 4), &net.netmask().octets());
+                compare(masked, EQUAL, &net.network().octets())
+            }
+            Match::From(IpNet::V6(net)) => {
+                let message = compare(meta(message, META_NFPROTO), EQUAL, &[PROTO_IPV6]);
+                let masked = mask(payload(message, NETWORK_HEADER, 8, 16), &net.netmask().octets());
+                compare(masked, EQUAL, &net.network().octets())
+            }
             Match::Tcp => compare(meta(message, META_L4PROTO), EQUAL, &[TCP]),
             Match::Ports(first, last) => {
                 // Two bytes at offset 2 of the transport header: the target port.
@@ -353,6 +372,15 @@ fn payload(message: Message, header: u32, offset: u32, length: u32) -> Message {
     expression(message, "payload", |m| m.be32(1, REGISTER_1).be32(2, header).be32(3, offset).be32(4, length))
 }
 
+/// What was loaded, and these bits alone.
+fn mask(message: Message, bits: &[u8]) -> Message {
+    let none = vec![0; bits.len()];
+    expression(message, "bitwise", |m| {
+        let m = m.be32(1, REGISTER_1).be32(2, REGISTER_1).be32(3, bits.len() as u32);
+        m.nest(4, |m| m.attr(1, bits)).nest(5, |m| m.attr(1, &none))
+    })
+}
+
 fn meta(message: Message, key: u32) -> Message {
     expression(message, "meta", |m| m.be32(2, key).be32(1, REGISTER_1))
 }
@@ -391,6 +419,7 @@ mod tests {
             exempt_mark: Some(0x474d),
             skip_outbound: "5000-5010,6000".parse().unwrap(),
             skip_inbound: "9000".parse().unwrap(),
+            skip_clients: vec!["172.17.0.0/16".parse().unwrap(), "fd88::/20".parse().unwrap()],
             own_ports: vec![4143, 4191],
             closed_port: Some(4140),
         }
@@ -412,6 +441,8 @@ mod tests {
                 "prerouting: meta l4proto tcp th dport 4143 return",
                 "prerouting: meta l4proto tcp th dport 4191 return",
                 "prerouting: meta l4proto tcp th dport 9000 return",
+                "prerouting: ip saddr 172.17.0.0/16 return",
+                "prerouting: ip6 saddr fd88::/20 return",
                 "prerouting: meta l4proto tcp socket transparent { 0, 1 } redirect to :4143",
                 "prerouting: meta l4proto tcp redirect to :4140",
             ]

@@ -1,10 +1,11 @@
-//! What is written about the code is true: the README's tables, and the files that ARCHITECTURE.md names.
+//! What is written about the code is true: generated tables, and the files that ARCHITECTURE.md names.
 //!
 //! `MESH_UPDATE=1 cargo test -p gossamer-tests --test tidy` writes the tables anew.
 
 #![allow(clippy::unwrap_used)]
 
 use clap::CommandFactory;
+use gossamer_injector::linkerd::Means;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,32 @@ fn settings() -> String {
     table
 }
 
+fn injection() -> String {
+    let mut table = row(&["name", "default", "what it is"]) + &row(&["---"; 3]);
+    for setting in gossamer_injector::settings::INJECTION {
+        let help = format!("{} ({})", setting.help, setting.form);
+        table += &row(&[&code(setting.name), &code(&(setting.default)()), &help]);
+    }
+    table
+}
+
+fn linkerd() -> String {
+    let mut table = row(&["annotation of Linkerd's", "here"]) + &row(&["---"; 2]);
+    for theirs in gossamer_injector::linkerd::LINKERD {
+        let here = match theirs.means {
+            Means::Same(ours) => code(ours),
+            Means::Words(ours, words) => {
+                let words: Vec<_> = words.iter().map(|(theirs, ours)| format!("{theirs} is {ours}")).collect();
+                format!("{}: {}", code(ours), words.join(", "))
+            }
+            Means::Seconds(ours) => format!("{}, with a unit", code(ours)),
+            Means::Nothing(why) => format!("no effect: {why}"),
+        };
+        table += &row(&[&code(theirs.key), &here]);
+    }
+    table
+}
+
 fn reasons() -> String {
     let mut table = row(&["code", "what happened", "what to do"]) + &row(&["---"; 3]);
     for (name, what, remedy) in gossamer_proxy::error::REASONS {
@@ -59,17 +86,24 @@ fn with_table(text: &str, name: &str, table: &str) -> String {
 
 #[test]
 fn the_tables_of_the_readme_are_those_of_the_code() {
-    let path = root().join("README.md");
+    check("README.md", &[("commands", commands()), ("settings", settings()), ("reasons", reasons())]);
+}
+
+#[test]
+fn the_tables_of_what_can_be_said_about_a_workload_are_those_of_the_code() {
+    check("manifests/settings.md", &[("injection", injection()), ("linkerd", linkerd())]);
+}
+
+fn check(page: &str, tables: &[(&str, String)]) {
+    let path = root().join(page);
     let text = fs::read_to_string(&path).unwrap();
-    let mut wanted = with_table(&text, "commands", &commands());
-    wanted = with_table(&wanted, "settings", &settings());
-    wanted = with_table(&wanted, "reasons", &reasons());
+    let wanted = tables.iter().fold(text.clone(), |text, (name, table)| with_table(&text, name, table));
     if std::env::var_os("MESH_UPDATE").is_some() {
         return fs::write(path, wanted).unwrap();
     }
     let changed: Vec<_> = wanted.lines().filter(|line| !text.lines().any(|present| present == *line)).collect();
     let hint = "write them anew with MESH_UPDATE=1 cargo test -p gossamer-tests --test tidy";
-    assert!(text == wanted, "README.md is out of date in {changed:#?}\n{hint}");
+    assert!(text == wanted, "{page} is out of date in {changed:#?}\n{hint}");
 }
 
 #[test]

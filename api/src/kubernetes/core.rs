@@ -1,7 +1,7 @@
 //! Namespaces, nodes, services, pods and endpoint slices.
 
 use super::{Map, Metadata, or_default};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
 /// A namespace; only its annotations matter.
@@ -130,6 +130,21 @@ pub struct Container {
     pub startup_probe: Option<Probe>,
     /// Also asked by the kubelet, once.
     pub lifecycle: Option<Lifecycle>,
+    /// What a proxy's redirection leaves out, by its variable; no other variable is kept.
+    #[serde(rename = "env", deserialize_with = "skip_inbound_ports")]
+    pub skip_inbound_ports: Option<String>,
+}
+
+fn skip_inbound_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Variable {
+        name: String,
+        value: Option<String>,
+    }
+    let variables = Option::<Vec<Variable>>::deserialize(deserializer)?.unwrap_or_default();
+    let found = variables.into_iter().find(|variable| variable.name == "MESH_SKIP_INBOUND_PORTS");
+    Ok(found.and_then(|variable| variable.value))
 }
 
 /// What the kubelet does after a container's start and before its end.

@@ -2,7 +2,7 @@
 //!
 //! Unknown fields are errors here, unlike in the objects of others: a misspelt restriction must not become permission.
 
-use super::{IntOrString, LabelSelector, Metadata};
+use super::{IntOrString, Key, Kind, LabelSelector, Metadata, Name};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -109,7 +109,7 @@ pub struct ClientNetwork {
     pub except: Vec<IpNet>,
 }
 
-/// A set of HTTP requests: any of the methods with any of the paths.
+/// A set of HTTP requests: any of the methods with any of the paths, or what a route matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
@@ -117,6 +117,41 @@ pub struct Request {
     pub methods: Vec<String>,
     /// Whole paths, or `/prefix/*`; empty: all.
     pub paths: Vec<String>,
+    /// The requests that a route of the policy's namespace matches. Nothing else may be said beside it.
+    pub route: Option<RouteRef>,
+}
+
+/// A route, by whose matches requests are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteRef {
+    /// `HTTPRoute` or `GRPCRoute`.
+    pub kind: RouteKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// A kind of route that has matches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum RouteKind {
+    /// By path, method, headers and query.
+    #[default]
+    #[serde(rename = "HTTPRoute")]
+    Http,
+    /// By gRPC service, method and headers.
+    #[serde(rename = "GRPCRoute")]
+    Grpc,
+}
+
+impl RouteRef {
+    /// The route, for a policy of this namespace.
+    pub fn key(&self, namespace: &str) -> Key {
+        let kind = match self.kind {
+            RouteKind::Http => Kind::HttpRoute,
+            RouteKind::Grpc => Kind::GrpcRoute,
+        };
+        Key { kind, name: Name::new(namespace, &self.name) }
+    }
 }
 
 #[cfg(test)]

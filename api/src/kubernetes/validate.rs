@@ -5,7 +5,7 @@
 
 mod annotations;
 
-use self::annotations::{ROUTE_ANNOTATIONS, SERVICE_ANNOTATIONS, annotations};
+use self::annotations::{GRPC_FAULTS, HTTP_FAULTS, ROUTE_ANNOTATIONS, SERVICE_ANNOTATIONS, annotations};
 use super::{
     Action, AuthorizationPolicySpec, BackendRef, Client, GrpcRouteSpec, HttpPathMatch, HttpRouteSpec, Kind,
     LabelOperator, LabelSelector, NamedMatch, ParentRef, Request, RouteFilter, RouteRetry, RouteTimeouts, TcpRouteSpec,
@@ -57,13 +57,13 @@ pub fn validate(object: &Value) -> Verdict {
         }
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute if !is_ours(object) => {}
         Kind::HttpRoute => {
-            annotations(object, &[ROUTE_ANNOTATIONS], &mut to);
+            annotations(object, &[ROUTE_ANNOTATIONS, HTTP_FAULTS], &mut to);
             if let Some(spec) = read::<HttpRouteSpec>(object, &mut to) {
                 http_route(&spec, &mut to);
             }
         }
         Kind::GrpcRoute => {
-            annotations(object, &[ROUTE_ANNOTATIONS], &mut to);
+            annotations(object, &[ROUTE_ANNOTATIONS, GRPC_FAULTS], &mut to);
             if let Some(spec) = read::<GrpcRouteSpec>(object, &mut to) {
                 grpc_route(&spec, &mut to);
             }
@@ -201,6 +201,15 @@ fn client(client: &Client, at: &str, to: &mut Verdict) {
 }
 
 fn request(request: &Request, at: &str, to: &mut Verdict) {
+    if let Some(route) = &request.route {
+        if !is_dns(&route.name) {
+            to.error(format!("{at}.route.name"), format!("{:?} is no name of a route", route.name), "");
+        }
+        if !(request.methods.is_empty() && request.paths.is_empty()) {
+            let hint = "a route says them itself; put them into an entry of their own";
+            to.error(format!("{at}.route"), "methods or paths stand beside it", hint);
+        }
+    }
     for (n, method) in request.methods.iter().enumerate() {
         let upper = method.to_ascii_uppercase();
         if !is_token(method) {

@@ -84,6 +84,11 @@ pub fn init(format: Format, filter: &str) -> Result<LogLevel, LogError> {
     })
 }
 
+/// Fails with what is wrong in a filter.
+pub fn check(filter: &str) -> Result<(), LogError> {
+    parse(filter.trim()).map(drop)
+}
+
 fn parse(filter: &str) -> Result<Targets, LogError> {
     // A filter comes over the network as well; no sane one is longer.
     if filter.len() > MAX_FILTER_BYTES {

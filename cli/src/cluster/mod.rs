@@ -61,11 +61,11 @@ impl Options {
         kubeconfig.is_some() || [context, cluster, user, as_user].into_iter().any(Option::is_some)
     }
 
-    /// True when there is a kubeconfig that names a context, or this runs in a pod.
+    /// True when there is a kubeconfig that names a context, or this runs in a pod. One that is named and can't be read
+    /// is one too: whoever named it shall hear of it.
     pub fn is_configured(&self) -> bool {
-        self.is_given()
-            || in_pod()
-            || self.read().is_ok_and(|config| config.current_context.is_some_and(|c| !c.is_empty()))
+        let named = std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty());
+        self.is_given() || in_pod() || names_a_cluster(self.read(), named)
     }
 
     fn read(&self) -> Result<Kubeconfig, kube::config::KubeconfigError> {
@@ -127,6 +127,13 @@ impl Options {
             config.auth_info.impersonate_groups = Some(self.as_group.clone());
         }
         Ok((config, context))
+    }
+}
+
+fn names_a_cluster(read: Result<Kubeconfig, kube::config::KubeconfigError>, named: bool) -> bool {
+    match read {
+        Ok(config) => config.current_context.is_some_and(|context| !context.is_empty()),
+        Err(_) => named,
     }
 }
 
@@ -270,6 +277,14 @@ users:
         let error = options(Path::new("/nonexistent/config")).connect().await.err().unwrap();
         assert!(error.message.contains("/nonexistent/config"), "{error:?}");
         assert!(!error.hints.is_empty());
+    }
+
+    #[test]
+    fn a_kubeconfig_that_was_named_is_not_passed_over() {
+        let missing = || Kubeconfig::read_from("/nonexistent/config");
+        assert!(names_a_cluster(missing(), true) && !names_a_cluster(missing(), false));
+        let empty = Kubeconfig { current_context: Some(String::new()), ..Kubeconfig::default() };
+        assert!(!names_a_cluster(Ok(empty), true));
     }
 
     #[tokio::test]

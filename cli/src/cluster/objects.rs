@@ -94,6 +94,9 @@ fn settings(arguments: &[String], control_namespace: &str) -> index::Cluster {
     if let Some(ports) = value("opaque-ports").and_then(|ports| ports.parse().ok()) {
         cluster.opaque_ports = ports;
     }
+    if let Some(ports) = value("require-identity-inbound-ports").and_then(|ports| ports.parse().ok()) {
+        cluster.require_identity = ports;
+    }
     if let Some(networks) = value("cluster-networks") {
         cluster.networks = networks.split(',').filter_map(|network| network.parse().ok()).collect();
     }

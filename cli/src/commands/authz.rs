@@ -283,7 +283,8 @@ fn client(
 
 /// The ports to speak of.
 fn ports(pod: &Pod, name: &Name, wanted: Option<&str>) -> Result<BTreeSet<u16>> {
-    let containers = pod.spec.containers.iter().filter(|container| container.name != crate::place::PROXY_CONTAINER);
+    let containers =
+        pod.spec.containers.iter().filter(|container| container.name != gossamer_api::keys::PROXY_CONTAINER);
     let declared: Vec<_> = containers
         .flat_map(|container| &container.ports)
         .filter(|port| matches!(port.protocol.as_str(), "" | "TCP"))

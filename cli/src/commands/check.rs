@@ -5,7 +5,7 @@ use crate::commands::identity;
 use crate::connect;
 use crate::demo::app::duration;
 use crate::error::{CommandError, Result, causes};
-use crate::health::{self, Finding};
+use crate::health::{self, CERTIFICATE_LEFT, Finding};
 use crate::output::Format;
 use crate::place::Scope;
 use crate::registry::Client;
@@ -44,8 +44,6 @@ pub struct Args {
 
 /// How long a part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A certificate is renewed after 70 % of a day; with less than this left, renewal has failed for hours.
-const CERTIFICATE_LEFT: i64 = 3 * 3600;
 
 /// Checks; called before there are threads.
 pub fn run(args: Args) -> Result<ExitCode> {

@@ -9,7 +9,8 @@ use gossamer_api::keys::{CONFIG_PREFIX, INJECT};
 use gossamer_api::kubernetes::Map;
 use gossamer_api::kubernetes::validate::nearest;
 use gossamer_api::process::tls::Anchors;
-use gossamer_injector::inject::{Outcome, Values, inject};
+use gossamer_injector::command::has_native_sidecars;
+use gossamer_injector::inject::{Outcome, Skip, Values, inject, pod_path};
 use gossamer_injector::settings;
 use k8s_openapi::api::core::v1::ConfigMap;
 use std::io::Write;
@@ -49,7 +50,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<ExitCode> {
     let set = assignments(&args.set)?;
     let values = if args.manual { Some(args.values().await?) } else { None };
-    change(&args.paths, |object| Ok(add(object, &set, values.as_ref())))
+    change(&args.paths, |kind, object| Ok(add(kind, object, &set, values.as_ref())))
 }
 
 impl Args {
@@ -77,6 +78,9 @@ impl Args {
                     values.cluster_networks = installed.cluster_networks;
                     values.defaults = installed.proxy;
                 }
+                let version =
+                    cluster.client.apiserver_version().await.context("the cluster's version").map_err(with_hint)?;
+                values.native_sidecar = has_native_sidecars(&version);
                 let anchors = read("gossamer-trust-anchors", "ca-bundle.crt").await?;
                 anchors.ok_or_else(|| {
                     let message = format!("namespace {} has no trust anchors", self.cluster.control_namespace);
@@ -114,27 +118,17 @@ fn assignments(set: &[String]) -> Result<Map> {
 }
 
 /// Reads, changes each object (those in lists as well), prints; says what became of each.
-pub(super) fn change(paths: &[PathBuf], change: impl Fn(&mut Node) -> Result<Became>) -> Result<ExitCode> {
+pub(super) fn change(paths: &[PathBuf], change: impl Fn(&str, &mut Node) -> Result<Became>) -> Result<ExitCode> {
     let (mut nodes, mut refused) = (Vec::new(), 0);
     for (source, text) in manifest::open(paths)? {
         nodes.extend(manifest::read(&text, &source)?);
     }
     for node in &mut nodes {
-        let is_list = node.text("kind") == "List";
-        let items: Vec<&mut Node> = if is_list {
-            match node.get_mut("items") {
-                Some(Node::List(items)) => items.iter_mut().collect(),
-                _ => Vec::new(),
-            }
-        } else {
-            vec![node]
-        };
-        for object in items {
-            let kind = object.text("kind").to_ascii_lowercase();
+        for (kind, object) in items(node) {
             let name = object.get("metadata").map(|metadata| metadata.text("name")).unwrap_or_default().to_string();
-            let became = change(object)?;
+            let became = change(&kind, object)?;
             refused += usize::from(matches!(became, Became::Refused(_)));
-            report(&format!("{kind}/{name}"), &became);
+            report(&format!("{}/{name}", kind.to_ascii_lowercase()), &became);
         }
     }
     match std::io::stdout().lock().write_all(manifest::write(&nodes)?.as_bytes()) {
@@ -173,27 +167,51 @@ fn report(object: &str, became: &Became) {
     }
 }
 
-/// Where an object's pod is; the empty path is the object itself.
-pub(super) fn pod_path(kind: &str) -> Option<&'static [&'static str]> {
-    Some(match kind {
-        "Pod" => &[],
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
-            &["spec", "template"]
-        }
-        "CronJob" => &["spec", "jobTemplate", "spec", "template"],
-        _ => return None,
-    })
+/// The objects of a document, with their kinds; those in a list (`List`, `DeploymentList`) need not say their own.
+pub(super) fn items(node: &mut Node) -> Vec<(String, &mut Node)> {
+    let kind = node.text("kind").to_string();
+    match kind.strip_suffix("List") {
+        Some(of) if matches!(node.get("items"), Some(Node::List(_) | Node::Null)) => match node.get_mut("items") {
+            Some(Node::List(items)) => {
+                let kind = |item: &Node| match item.text("kind") {
+                    "" => of.to_string(),
+                    kind => kind.to_string(),
+                };
+                items.iter_mut().map(|item| (kind(item), item)).collect()
+            }
+            _ => Vec::new(),
+        },
+        _ => vec![(kind, node)],
+    }
 }
 
-fn add(object: &mut Node, set: &Map, values: Option<&Values>) -> Became {
-    let kind = object.text("kind").to_string();
+/// The pod of an object, or its template. Kinds that others define have one where a Deployment has it.
+pub(super) fn pod_of<'a>(kind: &str, object: &'a mut Node) -> Option<&'a mut Node> {
+    if let Some(path) = pod_path(kind) {
+        return object.at_mut(path);
+    }
+    let template = object.at_mut(&["spec", "template"])?;
+    matches!(template.get("spec")?.get("containers"), Some(Node::List(_))).then_some(template)
+}
+
+fn add(kind: &str, object: &mut Node, set: &Map, values: Option<&Values>) -> Became {
+    let forbids = |of: &Node| {
+        let annotations = of.get("metadata").and_then(|metadata| metadata.get("annotations"));
+        annotations.is_some_and(|annotations| annotations.text(INJECT) == "disabled")
+    };
     if kind == "Namespace" {
+        if forbids(object) {
+            return Became::Left(format!("its annotation {INJECT}: disabled forbids it"));
+        }
         if values.is_some() {
             return Became::Left("pods are written one by one with --manual".into());
         }
         return annotate(object, set, Vec::new());
     }
-    let Some(pod) = pod_path(&kind).and_then(|path| object.at_mut(path)) else { return Became::Nothing };
+    let Some(pod) = pod_of(kind, object) else { return Became::Nothing };
+    if forbids(pod) {
+        return Became::Left(Skip::OptedOut("pod").to_string());
+    }
     // As it would be decided with the annotation in place.
     let mut asking = pod.clone();
     annotate(&mut asking, set, Vec::new());
@@ -201,7 +219,7 @@ fn add(object: &mut Node, set: &Map, values: Option<&Values>) -> Became {
         Ok(value) => value,
         Err(error) => return Became::Refused(error.to_string()),
     };
-    if matches!(kind.as_str(), "Job" | "CronJob") {
+    if matches!(kind, "Job" | "CronJob") {
         value["metadata"]["ownerReferences"] = serde_json::json!([{ "kind": "Job", "name": "" }]);
     }
     let with = values.cloned().unwrap_or_default();
@@ -275,13 +293,10 @@ kind: Namespace
 metadata: {name: demo}
 ";
 
-    fn each(text: &str, change: impl Fn(&mut Node) -> Became) -> (String, Vec<String>) {
+    fn each(text: &str, change: impl Fn(&str, &mut Node) -> Became) -> (String, Vec<String>) {
         let (mut nodes, mut became) = (manifest::read(text, "test").unwrap(), Vec::new());
         for node in &mut nodes {
-            match node.get_mut("items") {
-                Some(Node::List(items)) => items.iter_mut().for_each(|item| became.push(format!("{:?}", change(item)))),
-                _ => became.push(format!("{:?}", change(node))),
-            }
+            became.extend(items(node).into_iter().map(|(kind, object)| format!("{:?}", change(&kind, object))));
         }
         (manifest::write(&nodes).unwrap(), became)
     }
@@ -289,7 +304,7 @@ metadata: {name: demo}
     #[test]
     fn the_annotation_goes_to_every_kind_of_workload() {
         let set = assignments(&["access-log=json".into()]).unwrap();
-        let (text, became) = each(ALL, |object| add(object, &set, None));
+        let (text, became) = each(ALL, |kind, object| add(kind, object, &set, None));
         let asks = "Changed(\"asks for the proxy\", [])";
         assert_eq!((became[0].as_str(), became[1].as_str(), became[4].as_str()), (asks, asks, asks), "{became:?}");
         assert!(became[2].starts_with("Left(\"it uses its node's network"), "{became:?}");
@@ -306,11 +321,11 @@ metadata: {name: demo}
             trust_anchors: "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n".into(),
             ..Values::default()
         };
-        let (text, became) = each(ALL, |object| add(object, &Map::new(), Some(&values)));
+        let (text, became) = each(ALL, |kind, object| add(kind, object, &Map::new(), Some(&values)));
         assert_eq!(became.iter().filter(|one| one.contains("has the proxy")).count(), 2, "{became:?}");
         assert!(text.contains("restartPolicy: Always") && text.contains("BEGIN CERTIFICATE"), "{text}");
         let (back, became) = each(&text, uninject::remove);
-        let (plain, _) = each(ALL, |_| Became::Nothing);
+        let (plain, _) = each(ALL, |_, _| Became::Nothing);
         // A pod template without metadata has an empty one afterwards.
         let normal = |text: &str| {
             text.lines().filter(|line| line.trim() != "metadata: {}").map(|l| format!("{l}\n")).collect::<String>()
@@ -327,10 +342,52 @@ metadata: {name: demo}
     }
 
     #[test]
+    fn who_has_opted_out_stays_out() {
+        let text = "\
+kind: Deployment
+metadata: {name: web}
+spec: {template: {metadata: {annotations: {gossamer.io/inject: disabled}}, spec: {containers: [{name: web}]}}}
+---
+kind: Namespace
+metadata: {name: demo, annotations: {gossamer.io/inject: disabled}}
+";
+        for values in [None, Some(Values::default())] {
+            let (after, became) = each(text, |kind, object| add(kind, object, &Map::new(), values.as_ref()));
+            assert!(became.iter().all(|one| one.starts_with("Left") && one.contains("disabled")), "{became:?}");
+            assert!(!after.contains("enabled") && !after.contains("gossamer-proxy"), "{after}");
+            // Nor does taking the mesh away ask for it.
+            let (after, _) = each(&after, uninject::remove);
+            assert_eq!(after.matches("gossamer.io/inject: disabled").count(), 2, "{after}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_others_and_lists_of_one_kind_have_pods_too() {
+        let text = "\
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: {name: web}
+spec: {template: {spec: {containers: [{name: web}]}}}
+---
+kind: DeploymentList
+items:
+- metadata: {name: a}
+  spec: {template: {spec: {containers: [{name: a}]}}}
+---
+kind: PodTemplateThing
+metadata: {name: other}
+spec: {template: {kind: Bucket}}
+";
+        let (after, became) = each(text, |kind, object| add(kind, object, &Map::new(), None));
+        assert_eq!(after.matches("gossamer.io/inject: enabled").count(), 2, "{after}");
+        assert_eq!((became.len(), became[2].as_str()), (3, "Nothing"));
+    }
+
+    #[test]
     fn a_value_that_cannot_be_read_is_a_problem() {
         let pod =
             "kind: Pod\nmetadata: {name: a, annotations: {config.gossamer.io/workers: many}}\nspec: {containers: []}\n";
-        let (text, became) = each(pod, |object| add(object, &Map::new(), None));
+        let (text, became) = each(pod, |kind, object| add(kind, object, &Map::new(), None));
         assert!(became[0].starts_with("Refused") && !text.contains("enabled"), "{became:?}");
     }
 }

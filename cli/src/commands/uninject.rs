@@ -1,6 +1,6 @@
 //! `meshctl uninject`.
 
-use super::inject::{Became, change, pod_path};
+use super::inject::{Became, change, pod_of};
 use crate::error::Result;
 use crate::manifest::Node;
 use gossamer_api::keys::{CONTROL_NAMESPACE_LABEL, INJECT, PROXY_VERSION, WORKLOAD_LABEL_PREFIX};
@@ -23,16 +23,18 @@ pub struct Args {
 
 /// Prints it.
 pub fn run(args: Args) -> Result<ExitCode> {
-    change(&args.paths, |object| Ok(remove(object)))
+    change(&args.paths, |kind, object| Ok(remove(kind, object)))
 }
 
 /// Takes everything out that an injection has put in.
-pub(super) fn remove(object: &mut Node) -> Became {
-    let kind = object.text("kind").to_string();
-    let path = if kind == "Namespace" { Some(&[][..]) } else { pod_path(&kind) };
-    let Some(pod) = path.and_then(|path| object.at_mut(path)) else { return Became::Nothing };
-    let is_ours = |key: &str| {
-        [INJECT, PROXY_VERSION, CONTROL_NAMESPACE_LABEL].contains(&key) || key.starts_with(WORKLOAD_LABEL_PREFIX)
+pub(super) fn remove(kind: &str, object: &mut Node) -> Became {
+    let pod = if kind == "Namespace" { Some(object) } else { pod_of(kind, object) };
+    let Some(pod) = pod else { return Became::Nothing };
+    let is_ours = |key: &str, value: &Node| match key {
+        // Without it a namespace that asks would bring the mesh back.
+        INJECT => *value != Node::Text("disabled".into()),
+        PROXY_VERSION | CONTROL_NAMESPACE_LABEL => true,
+        key => key.starts_with(WORKLOAD_LABEL_PREFIX),
     };
     let named = |node: &Node| [CONTAINER, INIT_CONTAINER, VOLUME, STATE_VOLUME].contains(&node.text("name"));
     let mut removed = false;
@@ -45,7 +47,7 @@ pub(super) fn remove(object: &mut Node) -> Became {
     ] {
         let Some(outer) = pod.get_mut(outer) else { continue };
         let Some(part) = outer.get_mut(inner) else { continue };
-        if !part.retain(|key, value| !(is_ours(key) || key.is_empty() && named(value))) {
+        if !part.retain(|key, value| !(is_ours(key, value) || key.is_empty() && named(value))) {
             continue;
         }
         removed = true;

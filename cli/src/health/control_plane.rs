@@ -6,6 +6,7 @@ use crate::cluster::{Cluster, is_ready};
 use crate::error::causes;
 use crate::installation::crd_names;
 use crate::installation::present::{Present, is_anothers};
+use gossamer_api::keys::PROXY_CONTAINER;
 use gossamer_api::process::tls::{Anchors, not_after_of};
 use gossamer_identity::issuer::{Issuer, rfc3339};
 use k8s_openapi::api::admissionregistration::v1::{
@@ -14,7 +15,9 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::time::{Duration, SystemTime};
 
 const INSTALL: &str = "meshctl install | kubectl apply -f -";
@@ -52,6 +55,9 @@ pub async fn check(cluster: &Cluster) -> Findings {
                 findings.add(format!("{part} is ready"), readiness(cluster, part, &pods));
             }
             findings.warn(format!("its version is that of meshctl, {VERSION}"), version(&pods));
+            if is_spread(&present, namespace) {
+                findings.warn("several of each part are ready, as --ha has it", alone(&pods));
+            }
         }
         Err(error) => findings.add("its pods can be listed", Some((error.message, error.hints.join("; ")))),
     }
@@ -120,6 +126,21 @@ fn trouble(pod: &Pod) -> String {
         Some(message) => format!("{name}: {message}"),
         None => format!("{name} is not ready yet"),
     }
+}
+
+fn is_spread(present: &Present, namespace: &str) -> bool {
+    let stored = present.stored.as_ref().and_then(|(stored, _)| stored.values(namespace).ok());
+    stored.is_some_and(|values| values.high_availability)
+}
+
+/// Parts of which fewer than two are ready.
+fn alone(pods: &[Pod]) -> Option<(String, String)> {
+    let ready = |part: &&str| of_part(pods, part).filter(|pod| is_ready(pod)).count();
+    let few: Vec<_> = PARTS.iter().copied().filter(|part| ready(part) < 2).collect();
+    (!few.is_empty()).then(|| {
+        let hint = "is there room on other nodes? kubectl get pods shows which of them wait";
+        (format!("one or none of {}", few.join(", ")), hint.into())
+    })
 }
 
 fn version(pods: &[Pod]) -> Option<(String, String)> {
@@ -193,6 +214,7 @@ async fn authority(cluster: &Cluster, present: &Present, findings: &mut Findings
 }
 
 async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
+    serving(cluster, findings).await;
     let what = "the webhooks believe the injector's certificate";
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
@@ -223,8 +245,33 @@ async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
     if missing_now {
         return;
     }
-    findings
-        .add("the API server reaches the injector, which adds the proxy", injection(cluster).await.map(|p| (p, hint)));
+    let what = "the API server reaches the injector, which adds the proxy";
+    findings.add(what, injection(cluster).await.map(|problem| (problem, hint.clone())));
+    let what = "the API server reaches the validator, which refuses what is broken";
+    findings.add(what, validation(cluster).await.map(|problem| (problem, hint)));
+}
+
+/// The certificate that both webhooks are served with. Its injector renews it months before its end.
+async fn serving(cluster: &Cluster, findings: &mut Findings) {
+    let what = "the injector's certificate is valid for long enough";
+    match cluster.get::<Secret>(&cluster.control_namespace, INJECTOR_TLS).await {
+        Ok(secret) => findings.add(what, expiry(secret.as_ref(), SystemTime::now())),
+        Err(error) => findings.warn(what, Some((error.message, "ask for the right to read it".to_string()))),
+    }
+}
+
+fn expiry(secret: Option<&Secret>, now: SystemTime) -> Option<(String, String)> {
+    let hint = "the injector makes a new one: kubectl delete secret gossamer-injector-tls in its namespace".to_string();
+    let Some(secret) = secret else {
+        return Some((format!("there is no secret {INJECTOR_TLS}"), "look at the injector's log".into()));
+    };
+    let pem =
+        secret.data.as_ref().and_then(|data| data.get("tls.crt")).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
+    let ends = CertificateDer::from_pem_slice(pem).ok().and_then(|certificate| not_after_of(&certificate).ok());
+    match ends {
+        None => Some((format!("tls.crt in the secret {INJECTOR_TLS} can't be read"), hint)),
+        Some(end) => (end < now + SERVING_LEFT).then(|| (format!("it ends at {}", rfc3339(end)), hint)),
+    }
 }
 
 /// A pod that asks for the proxy, made in the API server's mind alone.
@@ -250,13 +297,36 @@ async fn injection(cluster: &Cluster) -> Option<String> {
         Ok(pod) => {
             let spec = pod.spec.unwrap_or_default();
             let mut containers = spec.init_containers.into_iter().flatten().chain(spec.containers);
-            let injected = containers.any(|container| container.name == "gossamer-proxy");
+            let injected = containers.any(|container| container.name == PROXY_CONTAINER);
             // With failurePolicy Ignore a call that fails looks like this.
             (!injected).then(|| "a pod that asked for it got no proxy: the injector was not reached".to_string())
         }
-        Err(error) => Some(format!("a pod could not be made: {}", causes(&error))),
+        Err(error) => refusal(&causes(&error)),
     }
 }
+
+/// Whether a refused pod tells of the injector. One that is refused for the proxy's privileges has got the proxy.
+fn refusal(why: &str) -> Option<String> {
+    let restricted = why.contains("violates PodSecurity") && why.contains(PROXY_CONTAINER);
+    (!restricted).then(|| format!("a pod could not be made: {why}"))
+}
+
+/// A policy that is broken in a way which only the webhook sees, made in the API server's mind alone.
+async fn validation(cluster: &Cluster) -> Option<String> {
+    let resource =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("policy.gossamer.io", "v1alpha1", "AuthorizationPolicy"));
+    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "default", &resource);
+    let broken = DynamicObject::new("gossamer-check", &resource).data(serde_json::json!({ "spec": { "ports": [0] } }));
+    match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &broken).await {
+        Err(kube::Error::Api(status)) if status.message.contains("is no port") => None,
+        Ok(_) => Some("a broken policy was not refused: the validator was not reached".into()),
+        Err(error) => Some(format!("a policy could not be tried: {}", causes(&error))),
+    }
+}
+
+const INJECTOR_TLS: &str = "gossamer-injector-tls";
+/// It is renewed after two thirds of a year.
+const SERVING_LEFT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +343,40 @@ mod tests {
         assert_eq!(of("gossamer/control:0.1.0").as_deref(), Some("0.1.0"));
         assert_eq!(of("registry.example:5000/gossamer/control:1.2@sha256:00").as_deref(), Some("1.2"));
         assert_eq!(of("registry.example:5000/gossamer/control"), None);
+    }
+
+    #[test]
+    fn one_replica_is_not_several() {
+        let one = |part: &str| {
+            pod(json!({
+                "metadata": { "labels": { "gossamer.io/control-plane-component": part } },
+                "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+            }))
+        };
+        let two = || PARTS.iter().chain(&PARTS).map(|part| one(part));
+        assert_eq!(alone(&two().collect::<Vec<_>>()), None);
+        let fewer: Vec<Pod> = two().skip(1).collect();
+        assert_eq!(alone(&fewer).unwrap().0, "one or none of identity");
+    }
+
+    #[test]
+    fn the_injectors_certificate_ends_one_day() {
+        let now = SystemTime::now();
+        let made = gossamer_injector::certs::Serving::new(&["a.b.svc".into()], None, now).unwrap();
+        let secret = made.write("gossamer", None);
+        assert_eq!(expiry(Some(&secret), now), None);
+        let year = Duration::from_secs(360 * 24 * 3600);
+        assert!(expiry(Some(&secret), now + year).unwrap().0.starts_with("it ends at"));
+        assert!(expiry(None, now).unwrap().0.contains("there is no secret"));
+        assert!(expiry(Some(&Secret::default()), now).unwrap().0.contains("can't be read"));
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_for_its_proxy_has_one() {
+        let security = "pods \"gossamer-check\" is forbidden: violates PodSecurity \"baseline:latest\": non-default \
+            capabilities (container \"gossamer-proxy\" must not include \"NET_ADMIN\")";
+        assert_eq!(refusal(security), None);
+        assert!(refusal("quota exceeded").is_some());
     }
 
     #[test]

@@ -1,10 +1,16 @@
-//! The proxies: there where they were asked for, ready, of the control plane's version.
+//! The proxies: there where they were asked for, ready, of the control plane's version, with certificates that prove who
+//! they are.
 
 use super::Findings;
 use super::control_plane::version_of;
+use crate::certificates::Presented;
 use crate::cluster::{Cluster, MESHED_LABEL};
+use crate::commands::identity;
+use crate::fan;
+use crate::place::{Place, Workload, of_pod};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Looks at one namespace, or at all.
 pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
@@ -30,16 +36,75 @@ pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
     let hint = "kubectl rollout restart their workloads, at leisure: versions next to each other work together";
     findings.warn("they are of the control plane's version", some(old).map(|names| (names, hint)));
 
-    if let Ok(namespaces) = cluster.list_cluster::<Namespace>("").await {
-        let enabled: BTreeSet<String> =
-            namespaces.into_iter().filter(is_enabled).filter_map(|n| n.metadata.name).collect();
-        let missing = running.iter().filter(|pod| wants_one(pod, &enabled) && label(pod, MESHED_LABEL).is_none());
-        let missing: Vec<String> = missing.map(|pod| name(pod)).collect();
-        let hint =
-            "they were made before the annotation, or while no injector ran: kubectl rollout restart their workloads";
-        findings.warn("pods that should have one do", some(missing).map(|names| (names, hint)));
+    certificates(cluster, &meshed, &mut findings).await;
+
+    let what = "pods that should have one do";
+    match cluster.list_cluster::<Namespace>("").await {
+        Ok(mut namespaces) => {
+            namespaces.retain(|one| {
+                is_enabled(one) && namespace.is_none_or(|only| one.metadata.name.as_deref() == Some(only))
+            });
+            let hint = "a proxy sets the redirection with NET_ADMIN before it gives up all privileges; label the namespace \
+                pod-security.kubernetes.io/enforce=privileged, or keep its pods out";
+            let strict = namespaces.iter().filter(|one| is_strict(one)).filter_map(|one| one.metadata.name.clone());
+            let strict = some(strict.collect()).map(|names| (format!("Pod Security refuses them in {names}"), hint));
+            findings.warn("namespaces that ask for proxies admit them", strict);
+            let enabled: BTreeSet<String> = namespaces.into_iter().filter_map(|one| one.metadata.name).collect();
+            let missing = running.iter().filter(|pod| wants_one(pod, &enabled) && label(pod, MESHED_LABEL).is_none());
+            let missing: Vec<String> = missing.map(|pod| name(pod)).collect();
+            let hint = "they were made before the annotation, or while no injector ran: kubectl rollout restart their workloads";
+            findings.warn(what, some(missing).map(|names| (names, hint)));
+        }
+        Err(error) => findings.warn(what, Some((error.message, error.hints.join("; ")))),
     }
     findings
+}
+
+/// What each proxy shows to others: whether it proves its identity under the roots of now, and for how long.
+async fn certificates(cluster: &Cluster, meshed: &[&Pod], findings: &mut Findings) {
+    let workloads: Vec<Workload> =
+        meshed.iter().filter(|pod| proxy_is_ready(pod)).filter_map(|pod| of_pod((*pod).clone())).collect();
+    let place = Place::Cluster(cluster.clone());
+    let what = "their certificates prove their identities under the current roots";
+    let Some(anchors) = identity::roots(&place).await else {
+        let problem = "the ConfigMap gossamer-trust-anchors can't be read".to_string();
+        findings.warn(what, Some((problem, "ask for the right to read it")));
+        return;
+    };
+    let (place, anchors) = (&place, Some(&anchors));
+    let seen =
+        fan::out(
+            "proxies",
+            &workloads,
+            |_, workload| async move { identity::certificate(place, workload, anchors).await },
+        );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let (mut bad, mut silent) = (Vec::new(), Vec::new());
+    for (workload, seen) in workloads.iter().zip(seen.await) {
+        let name = format!("{}/{}", workload.namespace, workload.pod);
+        match seen {
+            Err(error) => silent.push(format!("{name}: {error}")),
+            Ok(presented) => bad.extend(fault(&presented, now).map(|problem| format!("{name}: {problem}"))),
+        }
+    }
+    findings
+        .add(what, some(bad).map(|names| (names, "meshctl identity shows each; kubectl logs POD -c gossamer-proxy")));
+    if !silent.is_empty() {
+        let hint = "it takes the right to create pods/portforward, as meshctl identity does";
+        findings.warn("all show their certificate", some(silent).map(|names| (names, hint)));
+    }
+}
+
+/// What is wrong with a certificate, if anything is.
+fn fault(presented: &Presented, now: i64) -> Option<String> {
+    let late = presented.not_after - now < super::CERTIFICATE_LEFT;
+    presented.problem.clone().or_else(|| late.then(|| format!("only {}", identity::left(presented.not_after))))
+}
+
+/// Its pods may not have what a proxy needs for its first moment.
+fn is_strict(namespace: &Namespace) -> bool {
+    let level = namespace.metadata.labels.as_ref().and_then(|labels| labels.get("pod-security.kubernetes.io/enforce"));
+    level.is_some_and(|level| matches!(level.as_str(), "baseline" | "restricted"))
 }
 
 fn is_enabled(namespace: &Namespace) -> bool {
@@ -119,6 +184,31 @@ mod tests {
         };
         assert!(wants("shop", "", false) && wants("other", "enabled", false));
         assert!(!wants("shop", "disabled", false) && !wants("shop", "", true) && !wants("other", "", false));
+    }
+
+    #[test]
+    fn a_certificate_near_its_end_or_of_another_root_is_told() {
+        let now = 1_800_000_000;
+        let presented = |left: i64, problem: Option<&str>| Presented {
+            names: Vec::new(),
+            serial: String::new(),
+            issuer: String::new(),
+            not_before: 0,
+            not_after: now + left,
+            problem: problem.map(str::to_string),
+        };
+        assert_eq!(fault(&presented(80_000, None), now), None);
+        assert!(fault(&presented(60, None), now).unwrap().starts_with("only"));
+        assert_eq!(fault(&presented(80_000, Some("unknown issuer")), now).unwrap(), "unknown issuer");
+    }
+
+    #[test]
+    fn strict_namespaces_refuse_proxies() {
+        let of = |level: &str| {
+            let labels = json!({ "pod-security.kubernetes.io/enforce": level });
+            is_strict(&serde_json::from_value(json!({ "metadata": { "labels": labels } })).unwrap())
+        };
+        assert!(of("baseline") && of("restricted") && !of("privileged") && !is_strict(&Namespace::default()));
     }
 
     #[test]

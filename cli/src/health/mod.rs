@@ -1,7 +1,7 @@
 //! Whether a mesh on a cluster is well: findings, each with what is wrong and what to do.
 //!
 //! [`cluster`] is what the mesh needs of its cluster, [`control_plane`] its own parts, [`data_plane`] the proxies. Only
-//! reads, but for one pod that is made in the API server's mind alone (dry run), to see that the webhook answers.
+//! reads, but for a pod and a policy that are made in the API server's mind alone (dry run), to see that the webhook answers.
 //!
 //! **Invariant:** one that can't be found out is a problem too, never silently fine.
 
@@ -106,6 +106,8 @@ pub async fn check(cluster: &Cluster, scope: &Scope) -> Vec<Finding> {
     }
 }
 
+/// A certificate is renewed after 70 % of a day; with less than this left, in seconds, renewal has failed for hours.
+pub(crate) const CERTIFICATE_LEFT: i64 = 3 * 3600;
 /// Between two looks; a look costs some ten requests.
 const ROUND: Duration = Duration::from_millis(250);
 

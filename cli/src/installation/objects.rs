@@ -29,6 +29,8 @@ const MANIFESTS: &[&str] = &[
     include_str!("../../../manifests/control-plane/injector.yaml"),
     include_str!("../../../manifests/control-plane/webhooks.yaml"),
 ];
+/// The webhook that may refuse an object.
+const VALIDATOR: &str = "validator.gossamer.io";
 /// Beside them for high availability.
 const HIGH_AVAILABILITY: &str = include_str!("../../../manifests/control-plane/ha.yaml");
 
@@ -144,7 +146,8 @@ pub fn render(values: &Values, stored: &str, authority: &Authority) -> Result<Ve
                 }
             }
             Object::ValidatingWebhookConfiguration(webhooks) => {
-                for webhook in webhooks.webhooks.iter_mut().flatten() {
+                // The other one only warns.
+                for webhook in webhooks.webhooks.iter_mut().flatten().filter(|webhook| webhook.name == VALIDATOR) {
                     webhook.failure_policy = Some(failure_policy(values));
                 }
             }
@@ -245,14 +248,19 @@ fn flags(name: &str, values: &Values) -> Vec<(&'static str, String)> {
         set("cluster-domain", &values.cluster_domain, &defaults.cluster_domain);
         set("cluster-networks", &values.cluster_networks, &defaults.cluster_networks);
     }
+    // What the control plane tells of a pod that says nothing, and what its proxy was told, are the same.
+    let mut proxy = values.proxy.clone();
+    if values.inbound_policy() != defaults.default_inbound_policy {
+        proxy.insert("default-inbound-policy".into(), values.inbound_policy().into());
+    }
     if name == "gossamer-destination" {
-        set("default-inbound-policy", &values.default_inbound_policy, &defaults.default_inbound_policy);
+        for setting in ["default-inbound-policy", "opaque-ports", "require-identity-inbound-ports"] {
+            flags.extend(proxy.get(setting).map(|value| (setting, value.clone())));
+        }
     }
     if name == "gossamer-injector" {
-        set("proxy-image", &values.proxy(), "");
-        for (setting, value) in &values.proxy {
-            flags.push(("default", format!("{setting}={value}")));
-        }
+        flags.push(("proxy-image", values.proxy()));
+        flags.extend(proxy.iter().map(|(setting, value)| ("default", format!("{setting}={value}"))));
     }
     flags
 }
@@ -368,6 +376,50 @@ mod tests {
             panic!("no webhook");
         };
         assert_eq!(webhooks.webhooks.as_ref().unwrap()[0].failure_policy.as_deref(), Some("Fail"));
+    }
+
+    fn arguments(objects: &[Object], of: &str) -> Vec<String> {
+        let deployments = deployments(objects);
+        let one = deployments.iter().find(|deployment| deployment.metadata.name.as_deref() == Some(of)).unwrap();
+        one.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0].args.clone().unwrap()
+    }
+
+    #[test]
+    fn the_control_plane_is_told_what_proxies_are_told() {
+        let objects = rendered(&[
+            "proxy.opaque-ports=25,9999",
+            "proxy.require-identity-inbound-ports=8080",
+            "proxy.skip-inbound-ports=9090",
+            "defaultInboundPolicy=deny",
+        ]);
+        let (destination, injector) =
+            (arguments(&objects, "gossamer-destination"), arguments(&objects, "gossamer-injector"));
+        for argument in
+            ["--opaque-ports=25,9999", "--require-identity-inbound-ports=8080", "--default-inbound-policy=deny"]
+        {
+            assert!(destination.iter().any(|one| one == argument), "{argument}: {destination:?}");
+            let of_proxy = argument.replacen("--", "--default=", 1);
+            assert!(injector.contains(&of_proxy), "{of_proxy}: {injector:?}");
+        }
+        // Each pod's redirection says itself which ports it leaves out.
+        assert!(injector.iter().any(|one| one == "--default=skip-inbound-ports=9090"), "{injector:?}");
+        let by_annotation = rendered(&["proxy.default-inbound-policy=audit"]);
+        let destination = arguments(&by_annotation, "gossamer-destination");
+        assert!(destination.iter().any(|one| one == "--default-inbound-policy=audit"), "{destination:?}");
+    }
+
+    #[test]
+    fn nothing_waits_for_a_webhook_that_only_warns() {
+        for object in rendered(&["highAvailability=true"]) {
+            let Object::ValidatingWebhookConfiguration(webhooks) = object else { continue };
+            let policies: Vec<_> = webhooks
+                .webhooks
+                .iter()
+                .flatten()
+                .map(|one| (one.name.as_str(), one.failure_policy.as_deref()))
+                .collect();
+            assert_eq!(policies, [(VALIDATOR, Some("Fail")), ("warnings.gossamer.io", Some("Ignore"))]);
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@
 //! **Invariant:** what is stored in the cluster is what people set, not the defaults: an upgrade brings new defaults.
 
 use crate::error::{CommandError, Context, Result};
-use gossamer_api::{defaults, settings};
+use gossamer_api::defaults;
+use gossamer_api::process::log;
+use gossamer_api::workload::Identity;
+use gossamer_injector::settings::{self, Settings, quantity};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -185,8 +189,11 @@ impl Overrides {
         };
         insert(&mut tree, key, value);
         self.merge(Overrides(tree));
-        // Said here, where the flag is known.
-        self.values("").map(drop).map_err(|_| wrong(key, text, default))
+        // Said here, where the flag is known; of the value itself only what its type does not tell.
+        self.values("").map(drop).map_err(|error| match error.hints.is_empty() {
+            true => wrong(key, text, default),
+            false => error,
+        })
     }
 
     /// The defaults with these on top, for a control plane in `namespace`.
@@ -198,6 +205,13 @@ impl Overrides {
             tree.insert("webhookFailurePolicy".into(), "Fail".into());
         }
         merge(&mut tree, self.0.clone());
+        // In YAML a port is a number and a switch is true.
+        for name in OPEN {
+            let map = tree.get_mut(*name).and_then(Value::as_object_mut);
+            for value in map.into_iter().flat_map(Map::values_mut).filter(|one| one.is_number() || one.is_boolean()) {
+                *value = Value::String(value.to_string());
+            }
+        }
         let values: Values = serde_json::from_value(Value::Object(tree)).context("values")?;
         values.check()?;
         Ok(Values { namespace: namespace.to_string(), ..values })
@@ -241,16 +255,70 @@ impl Values {
             ))
             .hint(format!("did you mean {nearest}? There are {}", policies.join(", "))));
         }
-        let known = || settings::PROXY.iter().filter(|setting| setting.annotation).map(|setting| setting.name);
+        let known = || settings::all().map(|setting| setting.name);
         if let Some(name) = self.proxy.keys().find(|name| !known().any(|known| known == name.as_str())) {
             let nearest = nearest(name, known());
             return Err(CommandError::usage(format!("there is no value \"proxy.{name}\""))
-                .hint(format!("did you mean proxy.{nearest}? The README lists all settings of proxies")));
+                .hint(format!("did you mean proxy.{nearest}? manifests/settings.md lists all settings of proxies")));
         }
+        if let Some(error) =
+            Settings::read(&BTreeMap::new(), &BTreeMap::new(), &self.proxy).err().and_then(|e| e.into_iter().next())
+        {
+            let name = error.key.rsplit('/').next().unwrap_or_default();
+            return Err(CommandError::usage(format!("proxy.{name}: {:?} is not valid{}", error.value, error.detail))
+                .hint(format!("expected {}", error.form)));
+        }
+        let both = self.proxy.get(INBOUND_POLICY).filter(|policy| **policy != self.default_inbound_policy);
+        if let Some(policy) = both.filter(|_| self.default_inbound_policy != defaults::INBOUND_POLICY) {
+            let ours = &self.default_inbound_policy;
+            return Err(CommandError::usage(format!(
+                "defaultInboundPolicy: {ours:?}, but proxy.{INBOUND_POLICY}: {policy:?}"
+            ))
+            .hint("they are two names of one value: give one of them"));
+        }
+        self.check_texts()?;
         if self.replicas == 0 {
             return Err(CommandError::usage("replicas: 0 would be no control plane"));
         }
         Ok(())
+    }
+
+    /// Texts that a program would refuse at its start, or the API server when the objects are applied.
+    fn check_texts(&self) -> Result<()> {
+        let wrong = |key: &str, value: &str, expected: &str| {
+            Err(CommandError::usage(format!("{key}: {value:?} is not valid")).hint(format!("expected {expected}")))
+        };
+        for (key, amount) in [
+            ("cpuRequest", &self.cpu_request),
+            ("memoryRequest", &self.memory_request),
+            ("memoryLimit", &self.memory_limit),
+        ] {
+            if !amount.is_empty() && quantity(amount).is_none_or(|amount| amount <= 0.0) {
+                return wrong(key, amount, "a Kubernetes quantity as 100m or 20Mi, or nothing");
+            }
+        }
+        if let Some(bad) = self.cluster_networks.split(',').find(|one| one.trim().parse::<IpNet>().is_err()) {
+            return wrong("clusterNetworks", bad, "networks as 10.0.0.0/8, separated by commas");
+        }
+        for (key, domain) in [("trustDomain", &self.trust_domain), ("clusterDomain", &self.cluster_domain)] {
+            if Identity::service_account("a", "b", "c", domain).is_err() {
+                return wrong(key, domain, "a DNS name in lower case, as cluster.local");
+            }
+        }
+        if self.log_format.parse::<log::Format>().is_err() {
+            return wrong("logFormat", &self.log_format, "plain or json");
+        }
+        match log::check(&self.log_level) {
+            Err(error) if !self.log_level.is_empty() => {
+                wrong("logLevel", &self.log_level, &format!("a filter: {error}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Who may reach a workload that says nothing.
+    pub fn inbound_policy(&self) -> &str {
+        self.proxy.get(INBOUND_POLICY).unwrap_or(&self.default_inbound_policy)
     }
 
     /// The control plane's image.
@@ -264,6 +332,7 @@ impl Values {
     }
 }
 
+const INBOUND_POLICY: &str = "default-inbound-policy";
 /// Maps whose keys are people's own.
 const OPEN: &[&str] = &["nodeSelector", "proxy"];
 
@@ -406,6 +475,47 @@ mod tests {
             assert!(!error.hints.is_empty(), "{bad}: {error}");
         }
         assert!(set(&["defaultInboundPolicy=all-authenticatd"]).is_err());
+    }
+
+    #[test]
+    fn settings_of_proxies_are_checked_as_their_annotations_are() {
+        for (bad, expected) in [
+            ("proxy.opaque-ports=abc", "expected ports and ranges"),
+            ("proxy.access-log=yes", "expected json, apache or off"),
+            ("proxy.memory-limit=much", "expected a Kubernetes quantity"),
+            ("proxy.workers=0", "expected number"),
+        ] {
+            let error = set(&[bad]).unwrap_err();
+            assert!(error.hints[0].starts_with(expected), "{bad}: {error:?}");
+        }
+        // Those of the injection as well as the proxy's own, and YAML's own types.
+        let values = set(&["proxy.cpu-request=10m", "proxy.native-sidecar=disabled", "proxy.opaque-ports="]).unwrap();
+        assert_eq!(values.proxy["cpu-request"], "10m");
+        let yaml = Overrides::parse("proxy: {workers: 2, skip-outbound-ports: 5432}\n", "v.yaml").unwrap();
+        assert_eq!(yaml.values("gossamer").unwrap().proxy["skip-outbound-ports"], "5432");
+    }
+
+    #[test]
+    fn what_a_program_would_refuse_at_its_start_is_refused_here() {
+        for (bad, key) in [
+            ("cpuRequest=ten", "cpuRequest"),
+            ("clusterNetworks=10.0.0.0/8,x", "clusterNetworks"),
+            ("trustDomain=not a name", "trustDomain"),
+            ("logFormat=xml", "logFormat"),
+            ("logLevel=a=b=c", "logLevel"),
+        ] {
+            let error = set(&[bad]).unwrap_err();
+            assert!(error.to_string().contains(key) && !error.hints.is_empty(), "{bad}: {error:?}");
+        }
+        set(&["logLevel=", "memoryLimit=", "trustDomain=example.org"]).unwrap();
+    }
+
+    #[test]
+    fn one_value_has_one_meaning_under_its_two_names() {
+        assert_eq!(set(&["proxy.default-inbound-policy=deny"]).unwrap().inbound_policy(), "deny");
+        assert_eq!(set(&["defaultInboundPolicy=deny"]).unwrap().inbound_policy(), "deny");
+        let error = set(&["defaultInboundPolicy=deny", "proxy.default-inbound-policy=audit"]).unwrap_err();
+        assert!(error.hints[0].contains("one of them") || error.to_string().contains("proxy"), "{error:?}");
     }
 
     #[test]

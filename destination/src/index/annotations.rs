@@ -8,7 +8,7 @@ use gossamer_api::kubernetes::Map;
 use gossamer_api::policy::{
     Backoff, Breaker, Delay, Extension, Failure, Filter, Load, LoadPenalty, Retry, SuccessRate, Timeouts,
 };
-use gossamer_api::settings::parse_duration;
+use gossamer_api::settings::{Ports, parse_duration};
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +16,12 @@ use std::time::Duration;
 /// A setting of a workload, namespace or service (`config.gossamer.io/NAME`).
 pub(super) fn config<T: FromStr<Err: Display>>(from: &Map, name: &str, problems: &mut Vec<String>) -> Option<T> {
     read(from, &["config"], name, problems, |value| value.parse::<T>().map_err(|e| e.to_string()))
+}
+
+/// Ports whose clients need an identity; Linkerd's name is another.
+pub(super) fn require_identity(from: &Map, problems: &mut Vec<String>) -> Option<Ports> {
+    let ours = config(from, "require-identity-inbound-ports", problems);
+    ours.or_else(|| config(from, "proxy-require-identity-inbound-ports", problems))
 }
 
 /// Timeouts (`timeout.gossamer.io/{request,response,idle}`).

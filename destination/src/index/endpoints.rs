@@ -255,7 +255,7 @@ impl Index {
         let port = endpoint.addr.port();
         let Some(identity) = &workload.identity else { return };
         // The proxy's own ports are not behind it: only the inbound one terminates the mesh's TLS, tap does it itself.
-        if self.is_skipped(name, workload, port) || port == defaults::ADMIN_PORT {
+        if workload.is_skipped(port) || port == defaults::ADMIN_PORT {
             return;
         }
         endpoint.tls = Some(ServerTls { identity: identity.clone(), server_name: identity.clone() });

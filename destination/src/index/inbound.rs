@@ -10,12 +10,13 @@
 //! **Invariant:** what can't be expressed is denied.
 
 use super::Index;
+use super::routes::Rule;
 use super::workloads::{Probe, Workload};
 use gossamer_api::authorization::{
     Authentication, Authorization, InboundHttp, InboundProtocol, InboundRoute, InboundRule, Network, Server,
 };
 use gossamer_api::endpoint::Labels;
-use gossamer_api::kubernetes::{Action, AuthorizationPolicy, Client, Name, POLICY_GROUP, Request};
+use gossamer_api::kubernetes::{Action, AuthorizationPolicy, Client, Key, Name, POLICY_GROUP, Request, RouteRef};
 use gossamer_api::policy::{Meta, PathMatch, RequestMatch};
 use gossamer_api::workload::Identity;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -55,6 +56,15 @@ impl DefaultPolicy {
         }
     }
 
+    /// The same for clients with an identity alone.
+    fn authenticated(self) -> Self {
+        match self {
+            DefaultPolicy::AllUnauthenticated | DefaultPolicy::Audit => DefaultPolicy::AllAuthenticated,
+            DefaultPolicy::ClusterUnauthenticated => DefaultPolicy::ClusterAuthenticated,
+            other => other,
+        }
+    }
+
     const ALL: [Self; 6] = [
         DefaultPolicy::AllUnauthenticated,
         DefaultPolicy::AllAuthenticated,
@@ -80,10 +90,10 @@ impl fmt::Display for DefaultPolicy {
     }
 }
 
-/// A permission, and the requests that it is for; none: everything.
+/// A permission, and the requests that it is for; `None`: everything, also what is not HTTP.
 struct Grant {
     authorization: Authorization,
-    to: Vec<RequestMatch>,
+    to: Option<Vec<RequestMatch>>,
 }
 
 impl Index {
@@ -101,21 +111,18 @@ impl Index {
         let workload = self.workloads.get(name)?;
         let policies = self.policies(name, port);
         let allows = || policies.iter().filter(|(_, policy)| policy.spec.action != Action::Deny);
-        let default = self.default_policy(name, workload);
+        let default = self.default_policy(name, workload, port);
         let mut grants = Vec::new();
         for (name, policy) in allows() {
-            let to: Vec<_> = policy.spec.to.iter().flat_map(requests).collect();
+            let to = (!policy.spec.to.is_empty()).then(|| self.requests(name, policy));
             let clients = policy.spec.from.iter().filter_map(|from| self.authorization(name, from));
             grants.extend(clients.map(|authorization| Grant { authorization, to: to.clone() }));
         }
         if allows().next().is_none() {
-            grants.extend(
-                self.default_authorization(default).map(|authorization| Grant { authorization, to: Vec::new() }),
-            );
+            grants.extend(self.default_authorization(default).map(|authorization| Grant { authorization, to: None }));
         } else if allows().any(|(_, policy)| policy.spec.action == Action::Audit) {
-            grants.extend(
-                self.default_authorization(DefaultPolicy::Audit).map(|a| Grant { authorization: a, to: Vec::new() }),
-            );
+            grants
+                .extend(self.default_authorization(DefaultPolicy::Audit).map(|a| Grant { authorization: a, to: None }));
         }
         let denials: Vec<_> = policies.iter().filter(|(_, policy)| policy.spec.action == Action::Deny).collect();
         for (name, policy) in denials.iter().filter(|(_, policy)| policy.spec.to.is_empty()) {
@@ -128,7 +135,7 @@ impl Index {
         let meta = first.map_or_else(|| Meta::named(default.as_str()), |(name, _)| policy_meta(name));
         let opaque = self.is_opaque(name, workload, port);
         let all =
-            |grants: &[Grant]| grants.iter().filter(|g| g.to.is_empty()).map(|g| g.authorization.clone()).collect();
+            |grants: &[Grant]| grants.iter().filter(|g| g.to.is_none()).map(|g| g.authorization.clone()).collect();
         let routed = !partial.is_empty();
         let routes = if opaque { Vec::new() } else { self.routes(workload, port, &grants, &partial) };
         Some(Server {
@@ -175,28 +182,27 @@ impl Index {
             let matches = probes.map(request).collect();
             routes.push(route(Meta::named("probe"), matches, vec![authorization]));
         }
-        let denied = denials.iter().flat_map(|(_, policy)| policy.spec.to.iter().flat_map(requests));
-        let allowed = grants.iter().flat_map(|grant| grant.to.iter().cloned());
+        let denials: Vec<_> =
+            denials.iter().map(|(name, policy)| (name, policy, self.requests(name, policy))).collect();
+        let denied = denials.iter().flat_map(|(_, _, requests)| requests);
+        let allowed = grants.iter().flat_map(|grant| grant.to.iter().flatten());
         let mut parts: Vec<RequestMatch> = Vec::new();
         for part in denied.chain(allowed) {
-            if !parts.contains(&part) {
-                parts.push(part);
+            if !parts.contains(part) {
+                parts.push(part.clone());
             }
         }
         for part in parts {
             let own = |grant: &&Grant| match denials.is_empty() {
                 // The server's own permissions are added by the proxy.
-                true => grant.to.iter().any(|to| covers(to, &part)),
-                false => grant.to.is_empty() || grant.to.iter().any(|to| covers(to, &part)),
+                true => grant.to.iter().flatten().any(|to| covers(to, &part)),
+                false => grant.to.as_ref().is_none_or(|to| to.iter().any(|to| covers(to, &part))),
             };
-            let mut left: Vec<_> = grants
-                .iter()
-                .filter(own)
-                .map(|g| Grant { authorization: g.authorization.clone(), to: Vec::new() })
-                .collect();
+            let mut left: Vec<_> =
+                grants.iter().filter(own).map(|g| Grant { authorization: g.authorization.clone(), to: None }).collect();
             // A denial counts where it may concern any of these requests.
-            for (name, policy) in denials {
-                if policy.spec.to.iter().flat_map(requests).any(|to| overlaps(&to, &part)) {
+            for (name, policy, requests) in &denials {
+                if requests.iter().any(|to| overlaps(to, &part)) {
                     left = left.into_iter().filter_map(|g| self.deny(g, &name.namespace, &policy.spec.from)).collect();
                 }
             }
@@ -205,16 +211,37 @@ impl Index {
         }
         let rest = match denials.is_empty() {
             true => Vec::new(),
-            false => grants.iter().filter(|g| g.to.is_empty()).map(|g| g.authorization.clone()).collect(),
+            false => grants.iter().filter(|g| g.to.is_none()).map(|g| g.authorization.clone()).collect(),
         };
-        let everything = RequestMatch { path: Some(PathMatch::Prefix("/".into())), ..RequestMatch::default() };
-        routes.push(route(Meta::named("default"), vec![everything], rest));
+        routes.push(route(Meta::named("default"), vec![everything()], rest));
         routes
     }
 
-    fn default_policy(&self, name: &Name, workload: &Workload) -> DefaultPolicy {
-        let namespace = || self.namespace(&name.namespace).and_then(|namespace| namespace.inbound_policy);
-        workload.inbound_policy.or_else(namespace).unwrap_or(self.cluster.inbound_policy)
+    /// The requests that a policy speaks of, where it has `to`. A route that is not there matches nothing, so nobody gets in
+    /// by it; one that denies, or whose matches are not all understood, denies all requests until it is.
+    fn requests(&self, name: &Name, policy: &AuthorizationPolicy) -> Vec<RequestMatch> {
+        let denies = policy.spec.action == Action::Deny;
+        let of_route = |to: &Request, reference: &RouteRef| {
+            let known = self.routes.get(&reference.key(&name.namespace));
+            let known = known.filter(|_| denies || (to.methods.is_empty() && to.paths.is_empty()));
+            // A host is not part of a match: it would be let through, or not, whatever the request says.
+            match known.filter(|route| if denies { route.whole } else { route.hosts.is_empty() }) {
+                Some(route) => route.rules.iter().flat_map(rule_requests).collect(),
+                None if denies => vec![everything()],
+                None => Vec::new(),
+            }
+        };
+        let to = policy.spec.to.iter();
+        to.flat_map(|to| to.route.as_ref().map_or_else(|| requests(to), |route| of_route(to, route))).collect()
+    }
+
+    fn default_policy(&self, name: &Name, workload: &Workload, port: u16) -> DefaultPolicy {
+        let namespace = self.namespace(&name.namespace);
+        let policy = workload.inbound_policy.or(namespace.and_then(|namespace| namespace.inbound_policy));
+        let policy = policy.unwrap_or(self.cluster.inbound_policy);
+        let required = namespace.and_then(|namespace| namespace.require_identity.as_ref());
+        let required = workload.require_identity.as_ref().or(required).unwrap_or(&self.cluster.require_identity);
+        if required.contains(port) { policy.authenticated() } else { policy }
     }
 
     fn default_authorization(&self, policy: DefaultPolicy) -> Option<Authorization> {
@@ -347,9 +374,23 @@ pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Vec<String>) {
     for path in requests.filter(|path| !path.starts_with('/')) {
         problems.push(format!("spec.to.paths: {path:?} does not begin with / and matches nothing"));
     }
+    for (at, to) in policy.spec.to.iter().enumerate() {
+        if to.route.is_some() && !(to.methods.is_empty() && to.paths.is_empty()) {
+            problems.push(format!(
+                "spec.to[{at}].route: methods or paths beside it are not understood; nobody is let in by it"
+            ));
+        }
+    }
     if policy.spec.action == Action::Audit && !policy.spec.to.is_empty() {
         problems.push("spec.to: an Audit policy lets everybody do everything, recorded as audit".into());
     }
+}
+
+/// True when a policy speaks of a route's requests.
+pub(super) fn names(policy: &AuthorizationPolicy, route: &Key) -> bool {
+    let mut routes = policy.spec.to.iter().filter_map(|to| to.route.as_ref());
+    routes
+        .any(|reference| *reference.name == *route.name.name && reference.key(&route.name.namespace).kind == route.kind)
 }
 
 /// True when what others are allowed depends on which identities exist.
@@ -403,6 +444,27 @@ fn requests(from: &Request) -> Vec<RequestMatch> {
     paths.iter().flat_map(pair).collect()
 }
 
+/// What a rule of a route matches; without matches: everything. gRPC methods as the paths that they are, so that they can be
+/// compared with other paths.
+fn rule_requests(rule: &Rule) -> Vec<RequestMatch> {
+    let as_path = |one: &RequestMatch| {
+        let path = match one.path.clone() {
+            None => PathMatch::Prefix("/".into()),
+            Some(PathMatch::Rpc { service, method }) if method.is_empty() => PathMatch::Prefix(format!("/{service}")),
+            Some(PathMatch::Rpc { service, method }) if !service.is_empty() => {
+                PathMatch::Exact(format!("/{service}/{method}"))
+            }
+            Some(path) => path,
+        };
+        RequestMatch { path: Some(path), ..one.clone() }
+    };
+    if rule.matches.is_empty() { vec![everything()] } else { rule.matches.iter().map(as_path).collect() }
+}
+
+fn everything() -> RequestMatch {
+    RequestMatch { path: Some(PathMatch::Prefix("/".into())), ..RequestMatch::default() }
+}
+
 fn path_match(path: &str) -> PathMatch {
     match path.strip_suffix("/*") {
         Some("") => PathMatch::Prefix("/".into()),
@@ -411,24 +473,30 @@ fn path_match(path: &str) -> PathMatch {
     }
 }
 
-/// True when every request of `part` is one of `whole`.
+/// True when every request of `part` is one of `whole`, as far as that can be told.
 fn covers(whole: &RequestMatch, part: &RequestMatch) -> bool {
     let path = match (&whole.path, &part.path) {
+        (None, _) => true,
+        (Some(PathMatch::Prefix(whole)), _) if whole == "/" => true,
         (Some(PathMatch::Prefix(whole)), Some(PathMatch::Prefix(part) | PathMatch::Exact(part))) => {
             is_below(part, whole)
         }
         (whole, part) => whole == part,
     };
-    path && (whole.method.is_none() || whole.method == part.method)
+    let conditions = whole.headers.iter().all(|one| part.headers.contains(one))
+        && whole.query.iter().all(|one| part.query.contains(one));
+    path && conditions && (whole.method.is_none() || whole.method == part.method)
 }
 
-/// True when a request may be of both.
+/// True when a request may be of both. Headers and queries never tell that it can't.
 fn overlaps(one: &RequestMatch, other: &RequestMatch) -> bool {
     let path = match (&one.path, &other.path) {
         (Some(PathMatch::Prefix(a)), Some(PathMatch::Prefix(b))) => is_below(a, b) || is_below(b, a),
         (Some(PathMatch::Prefix(whole)), Some(PathMatch::Exact(part)))
         | (Some(PathMatch::Exact(part)), Some(PathMatch::Prefix(whole))) => is_below(part, whole),
-        (a, b) => a == b,
+        (Some(PathMatch::Exact(a)), Some(PathMatch::Exact(b))) => a == b,
+        // Whatever path, an expression, a gRPC method.
+        _ => true,
     };
     path && (one.method.is_none() || other.method.is_none() || one.method == other.method)
 }

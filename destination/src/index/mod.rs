@@ -49,6 +49,8 @@ pub struct Cluster {
     pub opaque_ports: Ports,
     /// Who may reach a port where nothing else is said.
     pub inbound_policy: DefaultPolicy,
+    /// Where clients need an identity, whatever the policy for everything says.
+    pub require_identity: Ports,
     /// What `cluster-*` policies mean.
     pub networks: Vec<IpNet>,
     /// Where health checks come from; they always get in.
@@ -67,6 +69,7 @@ impl Default for Cluster {
             domain: defaults::CLUSTER_DOMAIN.into(),
             opaque_ports: ports.join(",").parse().unwrap_or_default(),
             inbound_policy: defaults::INBOUND_POLICY.parse().unwrap_or(DefaultPolicy::Deny),
+            require_identity: Ports::default(),
             networks: nets(defaults::CLUSTER_NETWORKS),
             probe_networks: nets("0.0.0.0/0,::/0"),
             http2_hint: true,
@@ -208,7 +211,7 @@ enum Entry {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct NamespaceConfig {
     opaque_ports: Option<Ports>,
-    skip_inbound_ports: Option<Ports>,
+    require_identity: Option<Ports>,
     inbound_policy: Option<DefaultPolicy>,
 }
 
@@ -346,6 +349,11 @@ impl Index {
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                 for (parent, _) in self.routes.get(key).iter().flat_map(|route| &route.parents) {
                     self.touch_policy_of(parent, changed);
+                }
+                for policy in in_namespace(&self.policies, &name.namespace) {
+                    if let Some(spec) = self.policies.get(policy).filter(|policy| inbound::names(policy, key)) {
+                        self.touch_policy(policy, spec, changed);
+                    }
                 }
             }
             Kind::AuthorizationPolicy => {
@@ -573,7 +581,7 @@ impl NamespaceConfig {
     fn read(annotations: &Map, problems: &mut Vec<String>) -> Self {
         NamespaceConfig {
             opaque_ports: annotations::config(annotations, "opaque-ports", problems),
-            skip_inbound_ports: annotations::config(annotations, "skip-inbound-ports", problems),
+            require_identity: annotations::require_identity(annotations, problems),
             inbound_policy: annotations::config(annotations, "default-inbound-policy", problems),
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Route {
     pub(super) parents: Vec<(Name, Option<u16>)>,
     pub(super) hosts: Vec<HostMatch>,
     pub(super) rules: Vec<Rule>,
+    /// No match was left out.
+    pub(super) whole: bool,
 }
 
 /// One rule of a route.
@@ -97,6 +99,7 @@ impl Route {
             created: metadata.creation_timestamp.clone().unwrap_or_default(),
             parents: parents.iter().filter_map(|parent| service_parent(parent, namespace)).collect(),
             hosts: hostnames.iter().map(|host| host_match(host)).collect(),
+            whole: !problems.iter().any(|problem| problem.starts_with(LEFT_OUT)),
             rules,
             key,
         };
@@ -207,11 +210,13 @@ fn matches<T>(
     for each in from {
         match read(each) {
             Ok(one) => found.push(one),
-            Err(reason) => problems.push(format!("a match is left out: {reason}")),
+            Err(reason) => problems.push(format!("{LEFT_OUT}: {reason}")),
         }
     }
     (from.is_empty() || !found.is_empty()).then_some(found)
 }
+
+const LEFT_OUT: &str = "a match is left out";
 
 fn http_match(from: &HttpRouteMatch) -> Result<RequestMatch, String> {
     let path = from.path.as_ref().map(|path| {

@@ -1,7 +1,7 @@
 //! What people should know of their objects: whether a route is in force, and what names something that is not there.
 
 use super::Index;
-use gossamer_api::kubernetes::{IntOrString, Key, Kind, Name, ParentRef};
+use gossamer_api::kubernetes::{Action, IntOrString, Key, Kind, Name, ParentRef};
 
 /// Something that holds of a route, or does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +115,22 @@ impl Index {
             }
             if workloads.iter().all(|workload| workload.identity.is_none()) {
                 say("none of the selected pods has a proxy, so nothing enforces it".into());
+            }
+            for (at, to) in policy.spec.to.iter().enumerate() {
+                let Some(reference) = &to.route else { continue };
+                let (key, denies) = (reference.key(&name.namespace), policy.spec.action == Action::Deny);
+                let effect = if denies { "it denies all requests" } else { "it lets nobody in" };
+                match self.routes.get(&key) {
+                    None => say(format!("spec.to[{at}].route: there is no {key}, so {effect}")),
+                    Some(route) if denies && !route.whole => {
+                        say(format!("spec.to[{at}].route: not all matches of {key} are understood, so {effect}"));
+                    }
+                    Some(route) if !denies && !route.hosts.is_empty() => {
+                        let why = "has hostnames, which policy can't tell apart";
+                        say(format!("spec.to[{at}].route: {key} {why}, so {effect}"));
+                    }
+                    Some(_) => {}
+                }
             }
             for (at, client) in policy.spec.from.iter().enumerate() {
                 for missing in client.namespaces.iter().filter(|ns| !self.namespaces.contains_key(*ns)) {

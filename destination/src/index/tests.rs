@@ -338,7 +338,12 @@ fn allowed(server: &Server, identity: Option<&str>, ip: &str, method: &str, path
                 let prefix = prefix.trim_end_matches('/');
                 path.strip_prefix(prefix).filter(|r| r.is_empty() || r.starts_with('/')).map(|_| prefix.len())?
             }
-            _ => return None,
+            PathMatch::Rpc { service, method } => {
+                let (of, called) = path.strip_prefix('/')?.split_once('/')?;
+                let fits = (service.is_empty() || service == of) && (method.is_empty() || method == called);
+                fits.then_some(if service.is_empty() { 0 } else { 1 + service.len() + method.len() })?
+            }
+            PathMatch::Regex(_) => return None,
         };
         method_ok.then_some((length, m.method.is_some()))
     };
@@ -486,12 +491,146 @@ fn requests_are_denied_in_part() {
 }
 
 #[test]
+fn a_policy_may_speak_of_a_routes_requests() {
+    let mut index = demo();
+    add(&mut index, &policy("all", "from: [{serviceAccounts: [{name: admin}]}]"));
+    add(&mut index, &policy("part", "from: [{namespaces: [demo]}], to: [{route: {name: items}}]"));
+    let may = |index: &Index, who: &str, method: &str, path: &str| {
+        allowed(&server(index), Some(&id(who)), "10.0.0.1", method, path).is_some()
+    };
+    // Nobody gets in by a route that is not there, but those who did not need it.
+    assert!(may(&index, "admin", "GET", "/items") && !may(&index, "v2", "GET", "/items"));
+    let dangling = |index: &Index| index.dangling().into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+    let said = "spec.to[0].route: there is no HTTPRoute demo/items, so it lets nobody in";
+    assert!(dangling(&index).iter().any(|text| text == said), "{:?}", dangling(&index));
+    let changed =
+        add(&mut index, &items("matches: [{path: {value: /items}, method: GET}, {path: {type: Exact, value: /}}]", ""));
+    assert!(changed.contains(&Subject::Workload(Name::new("demo", "web-0"))));
+    assert!(may(&index, "v2", "GET", "/items/7") && may(&index, "v2", "POST", "/"));
+    assert!(!may(&index, "v2", "POST", "/items") && !may(&index, "v2", "GET", "/itemsx"));
+    assert!(!dangling(&index).iter().any(|text| text.contains("route")));
+    // A permission for requests to one host can't be told from one for all.
+    add(&mut index, &items("matches: [{path: {value: /items}}]", "hostnames: [a.example], "));
+    assert!(!may(&index, "v2", "GET", "/items"));
+    assert!(dangling(&index)[0].contains("has hostnames"), "{:?}", dangling(&index));
+    // Who is let in to some requests is not let in to all because those can't be told.
+    add(&mut index, &policy("part", "from: [{namespaces: [demo]}], to: [{paths: [items]}]"));
+    assert!(!may(&index, "v2", "GET", "/items") && !may(&index, "v2", "GET", "/"));
+}
+
+#[test]
+fn what_a_route_matches_may_be_denied() {
+    let mut index = demo();
+    let deny = "action: Deny, from: [{serviceAccounts: [{name: v2}]}], to: [{route: {kind: GRPCRoute, name: prices}}]";
+    add(&mut index, &policy("d", deny));
+    add(&mut index, &policy("a", "from: [{namespaces: [demo]}], to: [{paths: ['/demo.Prices/*', '/other.Prices/*']}]"));
+    let may = |index: &Index, who: &str, path: &str| {
+        allowed(&server(index), Some(&id(who)), "10.0.0.1", "POST", path).is_some()
+    };
+    // Until the route is there, nothing is known not to be meant.
+    assert!(!may(&index, "v2", "/demo.Prices/Get") && may(&index, "web", "/demo.Prices/Get"));
+    let route = |matches: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{name: prices, namespace: demo}}\n\
+             spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{matches: [{matches}]}}]}}\n"
+        )
+    };
+    add(&mut index, &route("{method: {service: demo.Prices, method: Set}}"));
+    assert!(!may(&index, "v2", "/demo.Prices/Set") && may(&index, "web", "/demo.Prices/Set"));
+    assert!(may(&index, "v2", "/other.Prices/Set"));
+    // An expression may be any of those that are allowed.
+    add(&mut index, &route("{method: {method: Set}}"));
+    assert!(!may(&index, "v2", "/other.Prices/Set") && !may(&index, "v2", "/demo.Prices/Get"));
+    // What is not understood is not let through.
+    add(&mut index, &route("{method: {type: RegularExpression, service: x}}, {method: {service: demo.Prices}}"));
+    assert!(!may(&index, "v2", "/other.Prices/Set") && may(&index, "web", "/other.Prices/Set"));
+}
+
+#[test]
+fn headers_make_a_denial_wider_and_a_permission_narrower() {
+    let mut index = demo();
+    add(&mut index, &items("matches: [{path: {value: /items}, headers: [{name: x-who, value: me}]}]", ""));
+    add(&mut index, &policy("a", "from: [{serviceAccounts: [{name: v2}]}], to: [{route: {name: items}}]"));
+    add(&mut index, &policy("b", "from: [{serviceAccounts: [{name: web}]}], to: [{paths: ['/items/*']}]"));
+    let InboundProtocol::Detect { http, .. } = server(&index).protocol else { panic!() };
+    let part = |headers: usize| {
+        http.routes
+            .iter()
+            .find(|route| route.meta == Meta::named("restricted") && route.rules[0].matches[0].headers.len() == headers)
+    };
+    let by =
+        |headers: usize| part(headers).unwrap().authorizations.iter().map(|one| one.meta.name()).collect::<Vec<_>>();
+    // The wider permission covers the narrower requests, not the other way round.
+    assert_eq!((by(1), by(0)), (vec!["a", "b"], vec!["b"]));
+}
+
+#[test]
+fn ports_may_require_an_identity_of_clients_that_no_policy_speaks_of() {
+    for (key, prefix) in
+        [("require-identity-inbound-ports", "gossamer"), ("proxy-require-identity-inbound-ports", "linkerd")]
+    {
+        let mut index = demo();
+        let annotated = format!("name: web-0, namespace: demo, annotations: {{config.{prefix}.io/{key}: '8000-8080'}}");
+        let pod = pod("web-0", "web", "10.1.0.1", true).replace("name: web-0, namespace: demo", &annotated);
+        add(&mut index, &pod);
+        assert!(allowed(&server(&index), None, "10.0.0.1", "GET", "/").is_none());
+        assert!(allowed(&server(&index), Some(&id("v2")), "10.0.0.1", "GET", "/").is_some());
+        let other = index.server(&Name::new("demo", "web-0"), 9090).unwrap();
+        assert!(allowed(&other, None, "10.0.0.1", "GET", "/").is_some());
+        // A policy says itself whom it lets in.
+        add(&mut index, &policy("a", "from: [{}]"));
+        assert!(allowed(&server(&index), None, "10.0.0.1", "GET", "/").is_some());
+    }
+    let mesh = Cluster { require_identity: "8080".parse().unwrap(), ..Cluster::default() };
+    let mut all = Index::new(mesh);
+    add(&mut all, &pod("web-0", "web", "10.1.0.1", true));
+    assert!(allowed(&server(&all), None, "10.0.0.1", "GET", "/").is_none());
+}
+
+#[test]
+fn a_port_is_skipped_as_the_pods_proxy_was_told() {
+    // Annotations may have been changed since the pod was made; clients would speak plain text to its proxy.
+    let pod = |env: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\n\
+             metadata: {{name: web-0, namespace: demo, labels: {{app: web, gossamer.io/control-plane-ns: gossamer}},\n\
+             \x20 annotations: {{config.linkerd.io/skip-inbound-ports: '9090'}}}}\n\
+             spec: {{serviceAccountName: web, initContainers: [{{name: gossamer-proxy, {env}}}], containers: [{{name: main}}]}}\n\
+             status: {{phase: Running, podIP: 10.1.0.1}}\n"
+        )
+    };
+    let meshed = |index: &Index, port: u16| {
+        let policy = ask(index, &format!("10.1.0.1:{port}"));
+        let backend = http(&policy).routes[0].rules[0].backends.backends().next().unwrap().clone();
+        let BackendTarget::Forward(endpoint) = backend.backend.target else { panic!() };
+        endpoint.tls.is_some()
+    };
+    let namespace = "---\napiVersion: v1\nkind: Namespace\n\
+        metadata: {name: demo, annotations: {config.gossamer.io/skip-inbound-ports: '9090'}}\n";
+    let index = index(&[namespace.to_string(), pod("env: [{name: MESH_POD, valueFrom: {}}]")].concat());
+    assert!(meshed(&index, 9090) && meshed(&index, 8080));
+    let mut index = index;
+    add(&mut index, &pod("env: [{name: MESH_SKIP_INBOUND_PORTS, value: '8080'}]"));
+    assert!(meshed(&index, 9090) && !meshed(&index, 8080));
+    // Where nobody sees what the proxy was told, its annotation says it.
+    add(&mut index, &pod("image: x").replace("gossamer-proxy", "other-proxy"));
+    assert!(!meshed(&index, 9090) && meshed(&index, 8080));
+}
+
+#[test]
 fn audit_lets_everybody_in_and_says_so() {
     let mut index = demo();
     add(&mut index, &policy("a", "action: Audit, from: [{serviceAccounts: [{name: v2}]}]"));
     let server = server(&index);
     assert_eq!(allowed(&server, Some(&id("v2")), "10.0.0.1", "GET", "/").unwrap(), "authorizationpolicy/demo/a");
     assert_eq!(allowed(&server, None, "10.0.0.1", "GET", "/").unwrap(), "default/audit");
+}
+
+fn items(rule: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: items, namespace: demo}}\n\
+         spec: {{{spec}parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{{rule}}}]}}\n"
+    )
 }
 
 // ---- any order -----------------------------------------------------------------------------------------------------
@@ -525,8 +664,12 @@ fn object(kind: u8, name: u8, variant: u8) -> Object {
             .replace("name: web", &format!("name: o{}", variant % 3)),
         4 => policy(
             &name,
-            ["from: [{namespaces: [demo]}]", "action: Deny, from: [{serviceAccounts: [{name: o1}]}]"]
-                [variant as usize % 2],
+            [
+                "from: [{namespaces: [demo]}]",
+                "action: Deny, from: [{serviceAccounts: [{name: o1}]}]",
+                "from: [{}], to: [{route: {name: o1}}]",
+                "action: Deny, from: [{}], to: [{route: {name: o2}}]",
+            ][variant as usize % 4],
         )
         .replace("selector: {matchLabels: {app: web}}", &format!("service: o{}", variant % 3)),
         _ => format!(

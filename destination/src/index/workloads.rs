@@ -3,6 +3,7 @@
 use super::texts::{LabelSet, Text, Texts};
 use super::{Cluster, DefaultPolicy, Index, ZONE_LABEL, annotations};
 use gossamer_api::endpoint::Labels;
+use gossamer_api::keys::PROXY_CONTAINER;
 use gossamer_api::kubernetes::{Container, IntOrString, Name, Owner, Pod};
 use gossamer_api::settings::Ports;
 use gossamer_api::workload::Identity;
@@ -30,7 +31,8 @@ pub(super) struct Workload {
     /// Health checks: what the kubelet asks, by port.
     probes: Box<[(u16, Probe)]>,
     pub(super) opaque_ports: Option<Ports>,
-    pub(super) skip_inbound_ports: Option<Ports>,
+    skip_inbound_ports: Option<Ports>,
+    pub(super) require_identity: Option<Ports>,
     pub(super) inbound_policy: Option<DefaultPolicy>,
     /// What made it: kind in lower case, and name.
     owner: Option<(Text, Text)>,
@@ -82,11 +84,17 @@ impl Workload {
             probes: probes(containers(), &ports, keep),
             ports,
             opaque_ports: annotations::config(&metadata.annotations, "opaque-ports", problems),
-            skip_inbound_ports: annotations::config(&metadata.annotations, "skip-inbound-ports", problems),
+            skip_inbound_ports: skipped(pod, problems),
+            require_identity: annotations::require_identity(&metadata.annotations, problems),
             inbound_policy: annotations::config(&metadata.annotations, "default-inbound-policy", problems),
             owner: metadata.owner_references.first().map(|owner| owner_label(owner, pod, keep)),
             labels: keep.labels(&metadata.labels),
         }
+    }
+
+    /// True when connections to this port do not pass through the workload's proxy.
+    pub(super) fn is_skipped(&self, port: u16) -> bool {
+        self.skip_inbound_ports.as_ref().is_some_and(|ports| ports.contains(port))
     }
 
     /// The number of a port that may be given by name.
@@ -116,6 +124,17 @@ impl Workload {
             set(kind, owner);
         }
         labels
+    }
+}
+
+/// The ports that bypass a pod's proxy, as its redirection was set when the pod was made: what its proxy was told. An
+/// annotation, of the pod or its namespace, may have been changed since; clients that believed it would send plain text to
+/// a proxy. It counts where nobody can see what the proxy was told.
+fn skipped(pod: &Pod, problems: &mut Vec<String>) -> Option<Ports> {
+    let mut containers = pod.spec.init_containers.iter().chain(&pod.spec.containers);
+    match containers.find(|container| container.name == PROXY_CONTAINER) {
+        Some(proxy) => proxy.skip_inbound_ports.as_ref().and_then(|ports| ports.parse().ok()),
+        None => annotations::config(&pod.metadata.annotations, "skip-inbound-ports", problems),
     }
 }
 
@@ -193,12 +212,6 @@ impl Index {
         }
         let opaque = annotated.is_none() && self.cluster.opaque_ports.contains(port);
         said.unwrap_or(if opaque { Speaks::Opaque } else { Speaks::Unknown })
-    }
-
-    /// True when connections to this port do not pass through the workload's proxy.
-    pub(super) fn is_skipped(&self, name: &Name, workload: &Workload, port: u16) -> bool {
-        let namespace = self.namespace(&name.namespace).and_then(|namespace| namespace.skip_inbound_ports.as_ref());
-        workload.skip_inbound_ports.as_ref().or(namespace).is_some_and(|ports| ports.contains(port))
     }
 
     /// The service account of a workload.

@@ -161,6 +161,27 @@ fn who_is_asked_and_who_is_left_alone() {
 }
 
 #[test]
+fn what_linkerds_annotations_say_reaches_the_proxy() {
+    let annotations = json!({
+        "config.linkerd.io/skip-inbound-ports": "9090",
+        "config.linkerd.io/proxy-cpu-request": "10m",
+        "config.linkerd.io/proxy-image": "cr.l5d.io/linkerd/proxy",
+        "viz.linkerd.io/disable-tap": "true",
+    });
+    let pod = with(&[("/metadata/annotations", annotations)]);
+    let proxy = &injected(&pod, &values())["spec"]["initContainers"][0];
+    let env = proxy["env"].as_array().unwrap();
+    assert!(env.contains(&json!({ "name": "MESH_SKIP_INBOUND_PORTS", "value": "9090" })), "{env:?}");
+    assert!(env.contains(&json!({ "name": "MESH_TAP_LISTEN", "value": "" })), "{env:?}");
+    assert_eq!(
+        (&proxy["resources"]["requests"]["cpu"], &proxy["image"]),
+        (&json!("10m"), &json!(values().proxy_image))
+    );
+    let warnings = injection(&pod, &values()).warnings;
+    assert!(warnings[0].contains("proxy-image") && warnings.len() == 1, "{warnings:?}");
+}
+
+#[test]
 fn what_cannot_have_a_proxy_says_why() {
     let skip = |changes: &[(&str, Value)]| match inject(&with(changes), &asking(), &values()).unwrap() {
         Outcome::Inject(_) => panic!("injected"),

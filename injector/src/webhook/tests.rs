@@ -25,8 +25,12 @@ async fn server() -> Server {
     let serving = Serving::new(&[NAME.into()], None, SystemTime::now()).unwrap();
     let (certificates, config) = watch::channel(serving.config().unwrap());
     let (values, receiver) = watch::channel(Some(Arc::new(Values::default())));
-    let asking = Map::from([(gossamer_api::keys::INJECT.into(), "enabled".into())]);
-    let namespaces = Namespaces::fixed([("demo".into(), asking), ("plain".into(), Map::new())]);
+    let asking: Map = Map::from([(gossamer_api::keys::INJECT.into(), "enabled".into())]);
+    let mut half = asking.clone();
+    half.insert("config.gossamer.io/acces-log".into(), "json".into());
+    let typo = Map::from([("gossamer.io/injet".into(), "enabled".into())]);
+    let known = [("demo", asking), ("plain", Map::new()), ("typo", typo), ("half", half)];
+    let namespaces = Namespaces::fixed(known.map(|(name, annotations)| (name.into(), annotations)));
     let (events, news) = Events::new();
     let metrics = Arc::new(Metrics::default());
     let webhooks = Webhooks { values: receiver, namespaces, metrics: metrics.clone(), events };
@@ -136,6 +140,64 @@ async fn a_misspelt_annotation_is_a_warning_and_a_bad_value_a_refusal() {
     let response = server.inject("demo", pod).await;
     assert_eq!(response["allowed"], false);
     assert!(response["status"]["message"].as_str().unwrap().ends_with("\"http\" is no port"), "{response}");
+}
+
+/// What the owner of a pod is told, in the order in which it is.
+fn told(server: &mut Server) -> Vec<(&'static str, String)> {
+    std::iter::from_fn(|| server.news.try_recv().ok()).map(|news| (news.reason, news.note)).collect()
+}
+
+#[tokio::test]
+async fn a_misspelt_request_for_the_proxy_is_a_warning_and_an_event() {
+    let mut server = server().await;
+    let mut pod = pod();
+    pod["metadata"]["annotations"] = json!({ "gossamer.io/injcet": "enabled" });
+    let response = server.inject("plain", pod).await;
+    let warning =
+        "annotation \"gossamer.io/injcet\" is not known and has no effect; did you mean \"gossamer.io/inject\"?";
+    assert_eq!((&response["patch"], &response["warnings"]), (&Value::Null, &json!([warning])));
+    assert_eq!(told(&mut server), [("InjectionWarning", warning.to_string())]);
+}
+
+#[tokio::test]
+async fn a_namespaces_typo_is_told_with_each_of_its_pods() {
+    let mut server = server().await;
+    let response = server.inject("typo", pod()).await;
+    let warning = response["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("on the namespace: annotation \"gossamer.io/injet\""), "{warning}");
+    assert_eq!(told(&mut server)[0].0, "InjectionWarning");
+    let response = server.inject("half", pod()).await;
+    assert!(response["warnings"][0].as_str().unwrap().contains("config.gossamer.io/access-log"), "{response}");
+    let told = told(&mut server);
+    assert_eq!((told[0].0, told[1].0), ("Injected", "InjectionWarning"), "{told:?}");
+}
+
+#[tokio::test]
+async fn every_skip_that_was_asked_for_is_an_event() {
+    let mut server = server().await;
+    let mut injected = pod();
+    injected["spec"]["containers"] = json!([{ "name": "web" }, { "name": "gossamer-proxy" }]);
+    server.inject("demo", injected).await;
+    assert_eq!(told(&mut server), [("Injected", "pods stay as they are: it has the proxy already".into())]);
+    let mut host = pod();
+    host["spec"]["hostNetwork"] = true.into();
+    server.inject("demo", host).await;
+    let [("InjectionSkipped", note)] = &told(&mut server)[..] else { panic!() };
+    assert!(note.starts_with("pods stay without proxy: it uses its node's network"), "{note}");
+    let mut bad = pod();
+    bad["metadata"]["annotations"] = json!({ "config.gossamer.io/workers": "many" });
+    server.inject("demo", bad).await;
+    assert_eq!(told(&mut server)[0].0, "InjectionRefused");
+}
+
+#[tokio::test]
+async fn who_writes_a_workload_is_warned_and_never_refused() {
+    let server = server().await;
+    let template = json!({ "metadata": { "annotations": { "config.gossamer.io/opaque-ports": "http" } } });
+    let deployment = json!({ "kind": "Deployment", "metadata": {}, "spec": { "template": template } });
+    let (_, answer) = server.post("/validate", &review("Deployment", "demo", deployment)).await;
+    assert_eq!(answer["response"]["allowed"], true);
+    assert!(answer["response"]["warnings"][0].as_str().unwrap().contains("will be refused"), "{answer}");
 }
 
 #[tokio::test]

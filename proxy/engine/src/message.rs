@@ -9,11 +9,12 @@ use std::ops::Range;
 pub use http::Method;
 
 /// The protocol that a head came in with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Version {
     /// HTTP/1.0
     Http10,
     /// HTTP/1.1
+    #[default]
     Http11,
     /// HTTP/2
     Http2,

@@ -4,7 +4,8 @@
 //! **Invariant:** a request that is neither has none of this.
 
 use super::Record;
-use crate::access;
+use crate::access::{self, Apache};
+use crate::config::AccessLog;
 use crate::error::Error;
 use crate::metrics::Direction;
 use crate::policy::authorize;
@@ -14,7 +15,7 @@ use gossamer_api::endpoint::Endpoint;
 use gossamer_api::keys::{HEADER_PROXY_ERROR, HEADER_REQUEST};
 use gossamer_api::request_id::RequestId;
 use gossamer_api::wire::mesh::{FailedAttempt, RequestStory};
-use gossamer_engine::{RequestHead, ResponseHead};
+use gossamer_engine::{RequestHead, ResponseHead, Version};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +30,7 @@ pub(super) struct About {
     authority: String,
     path: String,
     trace: Option<String>,
+    version: Version,
     /// Why it failed, in a sentence, and whose decision that was.
     message: String,
     decided_by: Option<String>,
@@ -49,6 +51,7 @@ impl About {
                 .iter()
                 .find_map(|name| head.headers.get_str(name))
                 .map(str::to_string),
+            version: head.version,
             ..About::default()
         }
     }
@@ -80,11 +83,26 @@ impl About {
     /// It is over: tells the log, and the journal where somebody may ask.
     pub(super) fn over(self: Box<Self>, record: &Record<'_>, watched: bool) {
         let shard = &record.conn.shard;
-        if shard.config.access_log {
-            self.log(record);
+        match shard.config.access_log {
+            Some(AccessLog::Json) => self.log(record),
+            Some(AccessLog::Apache) => access::log(self.apache(record).to_string()),
+            None => {}
         }
         if let Some(id) = self.id.filter(|_| watched || record.failed) {
             shard.taps.journal().remember(id, Box::new(self.story(record)));
+        }
+    }
+
+    fn apache<'a>(&'a self, record: &'a Record<'_>) -> Apache<'a> {
+        Apache {
+            client: record.conn.client,
+            identity: record.conn.peer.tls.identity().map(|identity| identity.as_str()),
+            at: time::OffsetDateTime::now_utc(),
+            method: &self.method,
+            path: &self.path,
+            version: self.version,
+            status: record.status,
+            bytes: record.received,
         }
     }
 

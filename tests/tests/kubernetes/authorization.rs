@@ -51,3 +51,49 @@ pub(crate) fn service_accounts_are_allowed_denied_and_audited(cluster: &Cluster)
     );
     assert!(!output.status.success() && text(&output.stderr).contains("cidr"), "{}", text(&output.stderr));
 }
+
+/// A policy speaks of what a route matches, headers among it.
+pub(crate) fn a_routes_requests_are_allowed_and_denied(cluster: &Cluster) {
+    let space = cluster.namespace("authz-route", true);
+    space.serve("web", 1);
+    ["shop", "other"].iter().for_each(|name| space.client(name));
+    space.ready(&["shop", "other"]);
+    let policy = |name: &str, action: &str, who: &str, to: &str| {
+        space.apply(&format!(
+            "apiVersion: policy.gossamer.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: NS}}\n\
+             spec:\n  service: web\n  action: {action}\n  from: [{{serviceAccounts: [{{name: {who}}}]}}]\n{to}"
+        ));
+    };
+    let to = "  to: [{route: {name: items}}]\n";
+    let gets = |client: &str, path: &str, headers: &[&str], status: u16| {
+        eventually(&format!("{client} gets {status} for {path} {headers:?}"), || {
+            let load = space.load(client, "new", ("web", path), 20.0, 0.3, headers);
+            (load.status(status) == load.total()).then_some(())
+        });
+    };
+    policy("all", "Allow", "shop", "");
+    policy("part", "Allow", "other", to);
+    let route = |name: &str, rules: &str| {
+        space.apply(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: NS}}\n\
+             spec:\n  parentRefs: [{{group: '', kind: Service, name: web}}]\n  rules: [{rules}]\n"
+        ));
+    };
+    route("rest", "{}");
+    // A route that is not there matches nothing.
+    gets("other", "/items", &[], 403);
+    gets("shop", "/items", &[], 200);
+    route("items", "{matches: [{path: {value: /items}, headers: [{name: x-who, value: me}]}, {path: {value: /open}}]}");
+    gets("other", "/items", &["x-who: me"], 200);
+    gets("other", "/open", &[], 200);
+    gets("other", "/items", &[], 403);
+    space.kubectl(&["delete", "authorizationpolicy", "all"]);
+    policy("part", "Deny", "other", to);
+    gets("other", "/items", &[], 200);
+    gets("other", "/items", &["x-who: me"], 403);
+    gets("shop", "/items", &["x-who: me"], 200);
+    let mixed = "apiVersion: policy.gossamer.io/v1alpha1\nkind: AuthorizationPolicy\n\
+        metadata: {name: mixed, namespace: authz-route}\nspec: {from: [{}], to: [{route: {name: items}, methods: [GET]}]}\n";
+    let output = cluster.try_apply(mixed);
+    assert!(!output.status.success() && text(&output.stderr).contains("route"), "{}", text(&output.stderr));
+}

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod annotations;
 mod authorization;
 mod check;
 mod conformance;
@@ -50,6 +51,9 @@ const TOGETHER: &[Test] = &[
     ("a_canary_gets_its_share", routes::a_canary_gets_its_share),
     ("requests_are_routed_by_header", routes::requests_are_routed_by_header),
     ("service_accounts_are_allowed_denied_and_audited", authorization::service_accounts_are_allowed_denied_and_audited),
+    ("a_routes_requests_are_allowed_and_denied", authorization::a_routes_requests_are_allowed_and_denied),
+    ("typos_are_told_where_people_look", annotations::typos_are_told_where_people_look),
+    ("skipped_clients_and_ports_bypass_the_proxy", annotations::skipped_clients_and_ports_bypass_the_proxy),
     ("traffic_is_seen_as_it_is", live::traffic_is_seen_as_it_is),
     ("nobody_else_can_tap", live::nobody_else_can_tap),
     ("who_may_is_told_with_the_object_that_decides", live::who_may_is_told_with_the_object_that_decides),

@@ -16,6 +16,9 @@ pub(super) enum Form {
     Statuses,
     GrpcCodes,
     Accrual,
+    Percent,
+    HttpFault,
+    GrpcFault,
 }
 
 /// Annotations of ours with values that can't be read are refused; Linkerd's, which are understood as well, may be
@@ -71,6 +74,16 @@ impl Form {
                 parts().all(|part| GRPC_CODES.contains(&part.to_ascii_lowercase().as_str())),
                 &GRPC_CODES.join(", "),
             ),
+            Form::Percent => {
+                expect(value.parse::<u32>().is_ok_and(|percent| percent <= 100), "a whole number from 0 to 100")
+            }
+            Form::HttpFault => {
+                let is = value.parse::<u16>().is_ok_and(|status| (400..600).contains(&status));
+                expect(is, "an HTTP status from 400 to 599")
+            }
+            Form::GrpcFault => {
+                expect(value.parse::<u16>().is_ok_and(|code| (1..=16).contains(&code)), "a gRPC code from 1 to 16")
+            }
             Form::Accrual => {
                 expect(matches!(value, "consecutive" | "unified" | "none"), "consecutive, unified or none")
             }
@@ -84,7 +97,7 @@ fn is_status(part: &str) -> bool {
     matches!(part, "5xx" | "gateway-error") || matches!((status(first), status(last)), (Some(a), Some(b)) if a <= b)
 }
 
-const GROUPS: &[&str] = &["retry", "timeout", "balancer", "config"];
+const GROUPS: &[&str] = &["retry", "timeout", "balancer", "config", "fault"];
 
 pub(super) const ROUTE_ANNOTATIONS: &[(&str, Form)] = &[
     ("retry/http", Form::Statuses),
@@ -94,6 +107,21 @@ pub(super) const ROUTE_ANNOTATIONS: &[(&str, Form)] = &[
     ("timeout/request", Form::Duration),
     ("timeout/response", Form::Duration),
     ("timeout/idle", Form::Duration),
+];
+
+/// Only where it is a route's, and an abort in the route's own terms.
+pub(super) const HTTP_FAULTS: &[(&str, Form)] = &[
+    ("fault/abort", Form::HttpFault),
+    ("fault/abort-percent", Form::Percent),
+    ("fault/delay", Form::Duration),
+    ("fault/delay-percent", Form::Percent),
+];
+
+pub(super) const GRPC_FAULTS: &[(&str, Form)] = &[
+    ("fault/abort", Form::GrpcFault),
+    ("fault/abort-percent", Form::Percent),
+    ("fault/delay", Form::Duration),
+    ("fault/delay-percent", Form::Percent),
 ];
 
 /// What only a Service may have; it has those of its routes as well.

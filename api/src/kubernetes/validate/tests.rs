@@ -194,6 +194,45 @@ fn annotations_of_services_are_read() {
 }
 
 #[test]
+fn faults_of_routes_are_read_in_their_own_language() {
+    let route = |kind: &str, key: &str, value: &str| {
+        said(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: r, annotations: {{'{key}': '{value}'}}}}, \
+             spec: {{parentRefs: [{{group: '', kind: Service, name: web}}]}}}}"
+        ))
+    };
+    check(route("HTTPRoute", "fault.gossamer.io/abort", "503"), &[]);
+    check(route("GRPCRoute", "fault.gossamer.io/abort", "14"), &[]);
+    check(
+        route("GRPCRoute", "fault.gossamer.io/abort", "503"),
+        &[
+            "metadata.annotations[\"fault.gossamer.io/abort\"]: \"503\" is not valid (hint: expected a gRPC code from 1 to 16)",
+        ],
+    );
+    check(
+        route("HTTPRoute", "fault.gossamer.io/delay-percents", "5"),
+        &[
+            "warning: annotation \"fault.gossamer.io/delay-percents\" is not known here and has no effect; did you mean \"fault.gossamer.io/delay-percent\"?",
+        ],
+    );
+    assert_eq!(route("HTTPRoute", "fault.gossamer.io/delay", "soon").len(), 1);
+    assert_eq!(route("HTTPRoute", "fault.gossamer.io/abort-percent", "101").len(), 1);
+}
+
+#[test]
+fn a_route_stands_alone_where_a_policy_speaks_of_it() {
+    check(policy_says("{from: [{}], to: [{route: {name: items}}, {route: {kind: GRPCRoute, name: prices}}]}"), &[]);
+    check(
+        policy_says("{from: [{}], to: [{route: {name: items}, methods: [GET]}]}"),
+        &[
+            "spec.to[0].route: methods or paths stand beside it (hint: a route says them itself; put them into an entry of their own)",
+        ],
+    );
+    check(policy_says("{from: [{}], to: [{route: {}}]}"), &["spec.to[0].route.name: \"\" is no name of a route"]);
+    assert_eq!(policy_says("{from: [{}], to: [{route: {kind: TCPRoute, name: a}}]}").len(), 1);
+}
+
+#[test]
 fn distances() {
     for (a, b, far) in
         [("", "abc", 3), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("kitten", "sitting", 3)]
