@@ -100,6 +100,8 @@ pub const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(900);
 pub const CONTROL_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// See [`CONTROL_BACKOFF_MIN`]. Linkerd has 10 s; shorter, so that new destinations work soon after an outage.
 pub const CONTROL_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// How long a service of the control plane must be away before the pod's events say so: a new version of it is no news.
+pub const CONTROL_AWAY: Duration = Duration::from_secs(5);
 
 // ---- balancing -----------------------------------------------------------------------------------------------------
 

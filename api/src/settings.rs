@@ -145,7 +145,7 @@ pub struct InvalidSetting {
 }
 
 /// Ports and port ranges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ports(Vec<(u16, u16)>);
 
 impl Ports {

@@ -14,6 +14,9 @@ use tokio::time::Instant;
 /// A proxy's scrape, and when it was made.
 pub type Scrape = Option<(Instant, Vec<Sample>)>;
 
+/// The same, or why there is none; `None` for who was not asked.
+pub type Answer = Option<Result<(Instant, Vec<Sample>), String>>;
+
 /// What one proxy counted.
 #[derive(Clone, Debug)]
 pub struct Counted {
@@ -120,8 +123,9 @@ pub fn of_workloads(workloads: &[Workload], counted: &[Option<Counted>], by: By,
         let direction = if serving[&key] && to.is_none() { "inbound" } else { "outbound" };
         let sum = sums.entry(key).or_default();
         sum.replicas += 1;
+        // Also one that is silent: it has no figures, and who asked was told.
+        sum.meshed += usize::from(workload.meshed);
         let Some(counted) = counted else { continue };
-        sum.meshed += 1;
         sum.add(counted, |sample| {
             sample.label("direction") == direction && to.is_none_or(|to| to.is_destination(sample))
         });

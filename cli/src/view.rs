@@ -79,7 +79,8 @@ impl Row {
             "success": g.success,
             "failure": g.failure,
             "success_rate": g.success_rate(),
-            "rps": self.per_second(g.responses()),
+            // Nothing was counted of a proxy that was silent.
+            "rps": (!self.window.is_zero()).then(|| self.per_second(g.responses())),
             "p50_ms": g.latency_ms(0.50),
             "p95_ms": g.latency_ms(0.95),
             "p99_ms": g.latency_ms(0.99),

@@ -171,6 +171,7 @@ fn a_running_demo_is_shown_by_every_command() {
     assert!(format!("{top:?}").contains("\"path\""), "{top:?}");
     let tapped = json(&["tap", "web", "--method", "GET", "--duration", "2s", "-o", "json"]);
     assert!(!tapped.is_empty() && format!("{tapped:?}").contains("GET"), "{tapped:?}");
+    top_on_a_terminal(state.path());
     let named = tapped.iter().find_map(|event| event["requestInitEvent"]["id"]["name"].as_str()).unwrap();
     let story = &json(&["why", named, "-o", "json"])[0][0];
     assert!(story["request"] == named && story["method"] == "GET" && story["status"] == 200, "{story:#}");
@@ -216,6 +217,31 @@ fn a_running_demo_is_shown_by_every_command() {
     eventually("Ctrl-C ends the demo", || demo.0.try_wait().unwrap().is_some());
     assert_eq!(processes_in(&namespace), 0);
     assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "it leaves nothing behind");
+}
+
+/// As a person has it: a screen of its own, until the key.
+fn top_on_a_terminal(state: &Path) {
+    let command = format!("stty cols 100 rows 30 && exec {} top", env!("CARGO_BIN_EXE_meshctl"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).env("MESHCTL_STATE", state).env("TERM", "xterm");
+    let mut top = Running(script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let (mut keys, mut screen) = (top.0.stdin.take().unwrap(), top.0.stdout.take().unwrap());
+    let (tell, seen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut block = [0; 4096];
+        while let Ok(count @ 1..) = std::io::Read::read(&mut screen, &mut block) {
+            let _ = tell.send(String::from_utf8_lossy(&block[..count]).into_owned());
+        }
+    });
+    let mut text = String::new();
+    eventually("paths are on the screen", || {
+        text.extend(seen.try_iter());
+        text.contains("/items")
+    });
+    keys.write_all(b"q").unwrap();
+    eventually("the key ends it", || top.0.try_wait().unwrap().is_some());
+    text.extend(seen.iter());
+    assert!(text.contains("\x1b[?1049h") && text.contains("\x1b[?1049l"), "the terminal is as before: {text:?}");
 }
 
 /// Two replicas, each called; a port of them on this machine; and a name that nobody has.

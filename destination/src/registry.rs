@@ -105,6 +105,7 @@ struct State {
     queries: HashMap<u64, Query>,
     next: u64,
     changes: u64,
+    answers: u64,
     updates: u64,
 }
 
@@ -145,6 +146,7 @@ impl Registry {
             queries: HashMap::new(),
             next: 0,
             changes: 0,
+            answers: 0,
             updates: 0,
         })))
     }
@@ -198,6 +200,7 @@ impl Registry {
             ("workloads", "gauge", "Workloads that are known", workloads as u64),
             ("queries", "gauge", "Questions that at least one proxy asks", state.watched.len() as u64),
             ("changes_total", "counter", "Changes of objects taken", state.changes),
+            ("answers_total", "counter", "Answers worked out anew because of a change", state.answers),
             ("updates_total", "counter", "Answers that changed and were sent to all who ask", state.updates),
         ] {
             let name = format!("destination_{name}");
@@ -266,6 +269,7 @@ impl State {
                 continue;
             };
             let value = query.ask(&self.index);
+            self.answers += 1;
             if value == watched.value {
                 continue;
             }

@@ -115,7 +115,7 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
     drop(control.server(config.admin_listen.port()));
 
     let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
-    stop_free(serve_admin(&config, &metrics, &credentials, log, &stop).serve(admin, axum::Router::new()));
+    stop_free(serve_admin(&config, &metrics, &credentials, &control, log, &stop).serve(admin, axum::Router::new()));
     if let Some(addr) = config.tap_listen {
         let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
         stop_free(grpc::serve(taps.routes(), listener, None, stop.clone()));
@@ -252,17 +252,20 @@ fn serve_admin(
     config: &Config,
     metrics: &Metrics,
     credentials: &watch::Receiver<Option<Arc<Credentials>>>,
+    control: &Control,
     log: LogLevel,
     stop: &Stop,
 ) -> Admin {
     let (needs_certificate, credentials) = (config.local_identity.is_some(), credentials.clone());
+    let (asked, missing) = (control.clone(), control.clone());
     let metrics = metrics.clone();
     let mut admin = Admin::new(log, stop.clone());
     admin.shutdown = config.admin_shutdown;
     admin.metrics = Arc::new(move || metrics.render());
     admin.ready = Arc::new(move || match credentials.borrow().as_ref() {
         None if needs_certificate => Err("no certificate yet".into()),
-        _ => Ok(()),
+        _ => asked.unheard().map_or(Ok(()), Err),
     });
+    admin.warning = Arc::new(move || missing.missed());
     admin
 }

@@ -22,10 +22,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 /// Serves a connection that was redirected here, or that came to an explicit local port.
 pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) -> Lasting {
+    let accepted = Instant::now();
     let (target, addr) = match explicit {
         Some(authority) => (Target::Authority(authority), client),
         None => match net::original_destination(&io, client) {
@@ -48,14 +49,14 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
             let error = Error::Forbidden(target.to_string());
             Box::pin(explain(conn, io, error)).await
         }
-        Ok(policy) => connection(conn, &policy, io).await,
+        Ok(policy) => connection(conn, &policy, io, accepted).await,
         // HTTP clients get to know why; others see the connection end.
         Err(error) => Box::pin(explain(conn, io, error)).await,
     }
 }
 
 /// Finds out what is spoken and serves it.
-async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream) -> Lasting {
+async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, accepted: Instant) -> Lasting {
     let skip = match policy.protocol {
         Declared::Opaque => true,
         Declared::Unknown => {
@@ -70,7 +71,8 @@ async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream
     }
     // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
     let waits = policy.protocol == Declared::Http;
-    match first_bytes(&conn.shard, waits, &mut io, &mut first).await {
+    let patience = Patience::since(accepted, conn.shard.config.detect_patience);
+    match first_bytes(patience, waits, &mut io, &mut first).await {
         Some(protocol) => spoken(conn, policy, io, first, protocol).await,
         None if waits => None,
         None => Box::pin(silent(conn, policy, io)).await,
@@ -102,8 +104,12 @@ async fn spoken(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: Byt
 
 /// Reads until the protocol is known. `None` when the client says nothing for a moment, or, where it is waited for
 /// (`waits`), leaves without a word.
-async fn first_bytes(shard: &Shard, waits: bool, io: &mut TcpStream, first: &mut BytesMut) -> Option<Protocol> {
-    let mut patience = Patience::new(shard.config.detect_patience);
+async fn first_bytes(
+    mut patience: Patience,
+    waits: bool,
+    io: &mut TcpStream,
+    first: &mut BytesMut,
+) -> Option<Protocol> {
     loop {
         if let Some(protocol) = detect(first) {
             return Some(protocol);
@@ -191,7 +197,7 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
 /// A client that speaks first after all, late.
 async fn patient(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream) -> Lasting {
     let mut first = BytesMut::new();
-    let protocol = first_bytes(&conn.shard, true, &mut io, &mut first).await?;
+    let protocol = first_bytes(Patience::new(conn.shard.config.detect_patience), true, &mut io, &mut first).await?;
     spoken(conn, policy, io, first, protocol).await
 }
 
@@ -234,7 +240,7 @@ async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Rec
 /// Discovery failed: an HTTP client is told why, any other connection ends.
 async fn explain(conn: Rc<Connection>, mut io: TcpStream, error: Error) -> Lasting {
     let mut first = BytesMut::new();
-    match first_bytes(&conn.shard, false, &mut io, &mut first).await {
+    match first_bytes(Patience::new(conn.shard.config.detect_patience), false, &mut io, &mut first).await {
         // Each request asks again, so that the connection recovers with the control plane.
         Some(Protocol::Http1) => http1(conn, io, first),
         Some(Protocol::Http2) => http2(conn, io, first),

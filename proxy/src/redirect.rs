@@ -397,6 +397,20 @@ mod tests {
     use std::io::ErrorKind;
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
+    #[test]
+    fn a_missing_privilege_and_a_missing_feature_of_the_kernel_are_named() {
+        let of = |errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            RedirectError::from(NetlinkError { what: "a rule".into(), source }).to_string()
+        };
+        for errno in [1, 13] {
+            assert!(of(errno).contains("CAP_NET_ADMIN"), "{}", of(errno));
+        }
+        for errno in [2, 93, 95, 97] {
+            assert!(of(errno).contains("nf_tables with NAT and redirect"), "{}", of(errno));
+        }
+    }
+
     fn redirect() -> Redirect {
         Redirect {
             outbound_port: 4140,

@@ -72,6 +72,39 @@ impl Cluster {
         ok(run(Command::new(self.tools.join("restart")).args(["--name", &self.name, "--kill", daemon])));
     }
 
+    /// The power fails: every process of the node ends at once, its network and `/run` with it; then it starts again with what
+    /// is on its disk. As `up` starts it.
+    pub fn power_cut(&self) {
+        let script = r#"set -euo pipefail
+            source "$0/lib.sh"; use "$1"; MODE=node INDEX=$(<"$STATE/index"); source "$HERE/components.sh"
+            kill -KILL "$(<"$STATE/pid")"
+            for _ in $(seq 300); do alive || break; sleep 0.1; done
+            ip link del "$LINK" 2>/dev/null || true
+            "$BIN/kubetool" spawn -ns -pidfile "$STATE/pid" -log "$STATE/supervisor.log" -- /bin/bash "$STATE/init.sh"
+            start_time "$(<"$STATE/pid")" >"$STATE/started"
+            ip link add "$LINK" type veth peer name eth0 netns "$(<"$STATE/pid")"
+            ip addr add "$HOST_IP/24" dev "$LINK"
+            sysctl -qw "net.ipv4.conf.$LINK.forwarding=1"
+            ip link set "$LINK" up
+            ip route add "$PODS" via "$NODE_IP" dev "$LINK"
+            ip route add "$SERVICES" via "$NODE_IP" dev "$LINK""#;
+        ok(run(Command::new("bash").args(["-c", script]).arg(&self.tools).arg(&self.name)));
+    }
+
+    /// Lets the node run this many pods; by default it is 110.
+    pub fn allow_pods(&self, pods: usize) {
+        let state = self.kubeconfig.parent().and_then(Path::parent).unwrap();
+        let file = state.join("kubelet.yaml");
+        let before = std::fs::read_to_string(&file).unwrap();
+        let kept: Vec<_> = before.lines().filter(|line| !line.starts_with("maxPods")).collect();
+        std::fs::write(&file, format!("{}\nmaxPods: {pods}\n", kept.join("\n"))).unwrap();
+        self.restart("kubelet");
+        eventually("the node takes more pods", || {
+            let nodes = self.try_kubectl(&["get", "nodes", "-o=jsonpath={.items[*].status.allocatable.pods}"]);
+            (text(&nodes.stdout).trim() == pods.to_string()).then_some(())
+        });
+    }
+
     /// A shell command, as a person would give it: `meshctl` is ours, the cluster is this one.
     pub fn shell(&self, script: &str) -> Output {
         run(self.command("bash").current_dir(root()).args(["-euo", "pipefail", "-c", script]))
@@ -268,6 +301,13 @@ impl Space<'_> {
         Load::parse(&text(&output.stdout))
     }
 
+    /// The same from a pod that may not be there.
+    pub fn try_load(&self, pod: &str, url: (&str, &str), rate: f64, seconds: f64) -> Option<Load> {
+        let (rate, seconds) = (rate.to_string(), seconds.to_string());
+        let output = self.probe(pod, &["load", "new", url.0, "80", url.1, &rate, &seconds]);
+        output.status.success().then(|| Load::parse(&text(&output.stdout)))
+    }
+
     /// A field of an object, by JSON pointer.
     pub fn field(&self, object: &str, pointer: &str) -> Value {
         self.json(&["get", object]).pointer(pointer).cloned().unwrap_or(Value::Null)
@@ -403,13 +443,18 @@ fn unchunk(mut body: &str) -> String {
 }
 
 /// Asks again and again until the answer is `Some`.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, look)
+}
+
+/// The same for what takes long.
+pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = look() {
             return value;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }

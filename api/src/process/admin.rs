@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{DefaultBodyLimit, Extension, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +26,8 @@ use super::stop::Stop;
 pub struct Admin {
     /// `Err` says what is missing.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// What is wrong all the same. A pod's event says it.
+    pub warning: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     /// Prometheus text.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// To look at and change.
@@ -39,7 +41,14 @@ pub struct Admin {
 impl Admin {
     /// Ready at once, no metrics, no shutdown.
     pub fn new(log: LogLevel, stop: Stop) -> Self {
-        Admin { ready: Arc::new(|| Ok(())), metrics: Arc::new(String::new), log, shutdown: false, stop }
+        Admin {
+            ready: Arc::new(|| Ok(())),
+            warning: Arc::new(|| None),
+            metrics: Arc::new(String::new),
+            log,
+            shutdown: false,
+            stop,
+        }
     }
 
     /// Serves the page and `more` on `listener` until the process is killed.
@@ -95,14 +104,26 @@ pub fn loopback_only(peer: SocketAddr) -> Result<(), (StatusCode, &'static str)>
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> Response {
+/// A kubelet takes a redirection to another host for success, and puts the body into an event of the pod, a warning of
+/// reason `ProbeWarning`. It is the only way for a word that does not change whether the pod is ready.
+async fn ready(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     if admin.stop.is_stopping() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     match (admin.ready)() {
-        Ok(()) => "ready\n".into_response(),
+        Ok(()) => match (admin.warning)() {
+            None => "ready\n".into_response(),
+            Some(warning) if is_kubelet(&headers) => {
+                (StatusCode::FOUND, [(header::LOCATION, NOWHERE)], warning).into_response()
+            }
+            Some(warning) => format!("ready, but: {warning}\n").into_response(),
+        },
         Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
     }
+}
+
+fn is_kubelet(headers: &HeaderMap) -> bool {
+    headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -143,6 +164,8 @@ async fn shutdown(
     Ok("stopping\n")
 }
 
+/// Not followed by whom it is meant for. The name is reserved (RFC 2606).
+const NOWHERE: &str = "http://see.invalid/";
 /// Probes, a scraper or two, a person.
 const MAX_CONNECTIONS: usize = 256;
 /// For the head of a request; an idle connection between two scrapes counts as well.

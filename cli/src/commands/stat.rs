@@ -5,7 +5,7 @@ use crate::error::{CommandError, Result};
 use crate::output::Format;
 use crate::place::{Place, Scope, Workload};
 use crate::resource::{self, Resource};
-use crate::stats::{self, By, Counted, Scrape, Target};
+use crate::stats::{self, Answer, By, Counted, Scrape, Target};
 use crate::view::{self, Columns, Row};
 use k8s_openapi::api::core::v1::Service;
 use std::collections::HashMap;
@@ -200,18 +200,19 @@ fn none_is_an_error(args: &Args, place: &Place, workloads: &[Workload]) -> Resul
 /// of nobody would look like no traffic.
 pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Result<Vec<Option<Counted>>> {
     let started = Instant::now();
-    let before: Vec<Scrape> = match window.is_zero() {
+    let before: Vec<Answer> = match window.is_zero() {
         true => vec![None; workloads.len()],
-        false => place.scrape_quietly(workloads).await,
+        false => place.try_scrape(workloads, |_| true).await,
     };
     tokio::time::sleep_until(started + window).await;
-    let after = place.scrape(workloads).await;
+    let after = place.scrape_again(workloads, &before).await;
     let asked = workloads.iter().filter(|workload| workload.meshed).count();
     if asked > 0 && after.iter().all(Option::is_none) {
         let all = if asked == 1 { "the only proxy".to_string() } else { format!("none of {asked} proxies") };
         return Err(CommandError::failed(format!("{all} {}", if asked == 1 { "did not answer" } else { "answered" }))
             .hint("the reasons are above; `meshctl check` looks at the rest"));
     }
+    let before: Vec<Scrape> = before.into_iter().map(|before| before?.ok()).collect();
     let before = before.iter().map(|before| if window.is_zero() { None } else { Some(before) });
     Ok(before.zip(after).map(|(before, after)| Counted::between(before, after)).collect())
 }

@@ -316,6 +316,25 @@ mod tests {
     }
 
     #[test]
+    fn the_screen_has_a_line_for_each_path_and_the_order_can_be_changed() {
+        let call = |path: &str| ("web".to_string(), "orders".to_string(), "GET".to_string(), path.to_string());
+        let mut board = Board::new(&[], true, false);
+        (0..3).for_each(|_| board.count(call("/often"), 1000, true));
+        board.count(call("/slow"), 900_000, false);
+        let screen = |board: &Board| {
+            let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(100, 6)).unwrap();
+            terminal.draw(|frame| draw(frame, board)).unwrap();
+            terminal.backend().to_string()
+        };
+        let before = |text: &str, one: &str, two: &str| text.find(one).unwrap() < text.find(two).unwrap();
+        let text = screen(&board);
+        assert!(text.contains("by count") && before(&text, "/often", "/slow") && text.contains("0.00%"), "{text}");
+        board.by_worst = true;
+        let text = screen(&board);
+        assert!(text.contains("by worst") && before(&text, "/slow", "/often"), "{text}");
+    }
+
+    #[test]
     fn endless_paths_take_bounded_room() {
         let mut board = Board::new(&[], true, false);
         for n in 0..PATHS + 10 {

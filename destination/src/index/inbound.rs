@@ -26,7 +26,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Who may reach a port that no policy selects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DefaultPolicy {
     /// Everybody.
     #[default]
@@ -147,7 +147,7 @@ impl Index {
                     InboundProtocol::Detect { timeout: DETECT_TIMEOUT, http: InboundHttp { routes, rate_limit: None } }
                 }
             },
-            ips: workload.ips.clone(),
+            ips: workload.ips.to_vec(),
             // The server's permissions hold for all of its routes: with a route that someone is denied, they must
             // all be the routes'.
             authorizations: if routed { Vec::new() } else { all(&grants) },

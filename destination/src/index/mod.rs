@@ -7,6 +7,7 @@
 
 mod annotations;
 mod endpoints;
+mod few;
 mod inbound;
 mod names;
 mod outbound;
@@ -24,6 +25,7 @@ pub use names::Asked;
 pub use status::Condition;
 
 use endpoints::Slice;
+use few::Few;
 use gossamer_api::defaults;
 use gossamer_api::kubernetes::{AuthorizationPolicy, Key, Kind, Map, Metadata, Name, Object};
 use gossamer_api::settings::Ports;
@@ -33,8 +35,8 @@ use routes::Route;
 use services::Service;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use texts::Texts;
-use workloads::Workload;
+use texts::{Kept, Texts};
+use workloads::{Template, Workload};
 
 /// What is the same for the whole cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,9 +117,9 @@ pub struct Index {
     namespaces: BTreeMap<String, NamespaceConfig>,
     zones: BTreeMap<String, String>,
     services: BTreeMap<Name, Service>,
-    service_ips: HashMap<IpAddr, BTreeSet<Name>>,
+    service_ips: HashMap<IpAddr, Few<Name>>,
     workloads: BTreeMap<Name, Workload>,
-    workload_ips: HashMap<IpAddr, BTreeSet<Name>>,
+    workload_ips: HashMap<IpAddr, Few<Name>>,
     /// Meshed workloads per identity.
     identities: BTreeMap<Identity, usize>,
     /// Pods that a service's selector selects, and the reverse.
@@ -129,19 +131,20 @@ pub struct Index {
     slices_with: Pairs,
     routes: BTreeMap<Key, Route>,
     /// Routes whose parent is a service.
-    routes_of: BTreeMap<Name, BTreeSet<Key>>,
+    routes_of: BTreeMap<Name, Few<Key>>,
     /// Routes that send something to a service.
-    routes_to: BTreeMap<Name, BTreeSet<Key>>,
+    routes_to: BTreeMap<Name, Few<Key>>,
     policies: BTreeMap<Name, AuthorizationPolicy>,
     problems: BTreeMap<Key, Vec<String>>,
     texts: Texts,
+    templates: Kept<Template>,
 }
 
 /// A relation between two names, readable from both sides.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Pairs {
-    right: BTreeMap<Name, BTreeSet<Name>>,
-    left: BTreeMap<Name, BTreeSet<Name>>,
+    right: BTreeMap<Name, Few<Name>>,
+    left: BTreeMap<Name, Few<Name>>,
 }
 
 impl Pairs {
@@ -176,7 +179,7 @@ impl Pairs {
     }
 }
 
-fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, Few<V>>, key: &K, value: &V) {
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {
@@ -185,7 +188,7 @@ fn drop_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value:
     }
 }
 
-fn drop_ip(map: &mut HashMap<IpAddr, BTreeSet<Name>>, ip: IpAddr, name: &Name) {
+fn drop_ip(map: &mut HashMap<IpAddr, Few<Name>>, ip: IpAddr, name: &Name) {
     if let Some(set) = map.get_mut(&ip) {
         set.remove(name);
         if set.is_empty() {
@@ -428,7 +431,10 @@ impl Index {
             }
             Object::Node(node) => Entry::Node(node.metadata.labels.get(ZONE_LABEL).cloned()),
             Object::Service(service) => Entry::Service(Service::read(&service, &mut problems)),
-            Object::Pod(pod) => Entry::Workload(Workload::read(&pod, &self.cluster, keep, &mut problems)),
+            Object::Pod(pod) => {
+                let kept = (keep, &mut self.templates);
+                Entry::Workload(Workload::read(&pod, &self.cluster, kept, &mut problems))
+            }
             Object::EndpointSlice(slice) => Entry::Slice(Slice::read(&slice, keep, &mut problems)),
             Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
                 Entry::Route(Route::read(&object, &mut problems))

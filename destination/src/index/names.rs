@@ -1,6 +1,7 @@
 //! What a proxy asks for: an address, or a name as an application writes it.
 
 use super::Index;
+use super::few::Few;
 use gossamer_api::kubernetes::Name;
 use gossamer_api::policy::Target;
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +39,7 @@ impl Index {
     }
 
     fn resolve_addr(&self, addr: SocketAddr) -> Asked {
-        let first = |names: &std::collections::BTreeSet<Name>| names.first().cloned();
+        let first = |names: &Few<Name>| names.first().cloned();
         if let Some(service) = self.service_ips.get(&addr.ip()).and_then(first) {
             return Asked::Service(service, addr.port());
         }

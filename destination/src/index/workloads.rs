@@ -1,6 +1,6 @@
 //! Workloads: pods, and what their annotations say.
 
-use super::texts::{LabelSet, Text, Texts};
+use super::texts::{Kept, LabelSet, Text, Texts};
 use super::{Cluster, DefaultPolicy, Index, ZONE_LABEL, annotations};
 use gossamer_api::endpoint::Labels;
 use gossamer_api::keys::PROXY_CONTAINER;
@@ -8,24 +8,40 @@ use gossamer_api::kubernetes::{Container, IntOrString, Name, Owner, Pod};
 use gossamer_api::settings::Ports;
 use gossamer_api::workload::Identity;
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use super::services::Speaks;
 
-/// A pod, as far as it matters.
+/// A pod, as far as it matters: what is its own, and what it has in common with all that were made from one template.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Workload {
-    pub(super) ips: Vec<IpAddr>,
+    pub(super) ips: Box<[IpAddr]>,
+    pub(super) node: Text,
+    pub(super) ready: bool,
+    template: Arc<Template>,
+}
+
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+/// What replicas have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Template {
     pub(super) account: Text,
     /// Present when it has a proxy of this mesh.
     pub(super) identity: Option<Identity>,
     /// It says that it has a proxy of this mesh.
     meshed: bool,
     pub(super) labels: LabelSet,
-    pub(super) node: Text,
     /// Its address is its node's.
     pub(super) host_network: bool,
     pub(super) zone: Option<Text>,
-    pub(super) ready: bool,
     /// Named ports.
     ports: Box<[(Text, u16)]>,
     /// Health checks: what the kubelet asks, by port.
@@ -39,7 +55,7 @@ pub(super) struct Workload {
 }
 
 /// A request of the kubelet.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Probe {
     /// A GET of this path.
     Get(Text),
@@ -48,7 +64,12 @@ pub(super) enum Probe {
 }
 
 impl Workload {
-    pub(super) fn read(pod: &Pod, cluster: &Cluster, keep: &mut Texts, problems: &mut Vec<String>) -> Self {
+    pub(super) fn read(
+        pod: &Pod,
+        cluster: &Cluster,
+        (keep, templates): (&mut Texts, &mut Kept<Template>),
+        problems: &mut Vec<String>,
+    ) -> Self {
         let (metadata, spec, status) = (&pod.metadata, &pod.spec, &pod.status);
         let finished = matches!(status.phase.as_str(), "Succeeded" | "Failed");
         let texts = std::iter::once(&status.pod_ip).chain(status.pod_ips.iter().map(|ip| &ip.ip));
@@ -69,18 +90,12 @@ impl Workload {
             .map(|port| (keep.keep(&port.name), port.container_port))
             .collect();
         let ready = status.conditions.iter().find(|c| c.kind == "Ready").is_none_or(|c| c.status == "True");
-        Workload {
-            ips,
+        let template = Template {
             account: keep.keep(account),
             identity,
             meshed,
-            node: keep.keep(&spec.node_name),
             host_network: spec.host_network,
             zone: metadata.labels.get(ZONE_LABEL).map(|zone| keep.keep(zone)),
-            ready: ready
-                && !finished
-                && metadata.deletion_timestamp.is_none()
-                && matches!(status.phase.as_str(), "" | "Running"),
             probes: probes(containers(), &ports, keep),
             ports,
             opaque_ports: annotations::config(&metadata.annotations, "opaque-ports", problems),
@@ -89,6 +104,15 @@ impl Workload {
             inbound_policy: annotations::config(&metadata.annotations, "default-inbound-policy", problems),
             owner: metadata.owner_references.first().map(|owner| owner_label(owner, pod, keep)),
             labels: keep.labels(&metadata.labels),
+        };
+        Workload {
+            ips: ips.into(),
+            node: keep.keep(&spec.node_name),
+            ready: ready
+                && !finished
+                && metadata.deletion_timestamp.is_none()
+                && matches!(status.phase.as_str(), "" | "Running"),
+            template: templates.share(template),
         }
     }
 

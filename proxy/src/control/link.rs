@@ -11,6 +11,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -33,6 +34,10 @@ struct Health {
     down: Option<Arc<str>>,
     /// Counts the times that it went: who was connected before cannot say anything about now.
     generation: u64,
+    /// Since when it has been away, and when that was last seen.
+    away: Option<(Instant, Instant)>,
+    /// It has answered since the start.
+    heard: bool,
 }
 
 /// Whether a service of the control plane answers.
@@ -44,6 +49,10 @@ pub struct Reachability {
     pub down: Option<Arc<str>>,
     /// How often it went away since the start.
     pub outages: u64,
+    /// It has answered since the start.
+    pub heard: bool,
+    /// It has been away for [`defaults::CONTROL_AWAY`], and somebody still tries.
+    pub missed: bool,
 }
 
 /// A place on a connection; given back on drop.
@@ -108,9 +117,12 @@ impl Link {
             }
             // Any word of the service itself means that it is there.
             answer => {
+                self.health().heard = true;
                 if let Some(mut trial) = trial {
                     trial.reset();
-                    self.health().down = None;
+                    let mut health = self.health();
+                    (health.down, health.away) = (None, None);
+                    drop(health);
                     tracing::info!(service = self.name, address = %self.address, "control plane reached");
                 }
                 answer.map(|stream| (stream, lease))
@@ -136,6 +148,8 @@ impl Link {
             self.outages.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(service = self.name, address = %self.address, cause, "control plane unreachable");
         }
+        let now = Instant::now();
+        health.away = Some((health.away.map_or(now, |(since, _)| since), now));
         health.down = Some(format!("{} service {} unreachable: {cause}", self.name, self.address).into());
         health.generation += 1;
     }
@@ -152,7 +166,18 @@ impl Link {
     }
 
     pub(super) fn reachability(&self) -> Reachability {
-        Reachability { service: self.name, down: self.down(), outages: self.outages.load(Ordering::Relaxed) }
+        let health = self.health();
+        // An attempt follows the other while anybody asks. Without one, nobody knows, and nobody misses it.
+        let missed = health
+            .away
+            .is_some_and(|(since, seen)| since.elapsed() >= defaults::CONTROL_AWAY && seen.elapsed() < STALE);
+        Reachability {
+            service: self.name,
+            down: health.down.clone(),
+            outages: self.outages.load(Ordering::Relaxed),
+            heard: health.heard,
+            missed,
+        }
     }
 
     /// Waits for a certificate where one is needed.
@@ -231,3 +256,5 @@ fn cause(status: &Status) -> String {
 const STREAMS_PER_CONNECTION: usize = 100;
 /// An attempt that takes longer than connect and handshake is none.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than the longest wait and the longest attempt together.
+const STALE: Duration = Duration::from_secs(30);

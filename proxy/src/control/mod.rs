@@ -148,7 +148,21 @@ impl Control {
         self.0.servers.watch(&port, self.0.runtime.as_ref())
     }
 
-    /// Whether the services answer, for metrics and `/ready`: the destination service's, then the policy service's
+    /// Why nothing can be known yet: the service that says who may come in has not answered since the start. What comes
+    /// before that fails.
+    pub fn unheard(&self) -> Option<String> {
+        let policy = self.reachability()[1].take().filter(|policy| !policy.heard)?;
+        let why = policy.down.map_or_else(|| "it has not answered".to_string(), |down| down.to_string());
+        Some(format!("no word from the control plane yet: {why}"))
+    }
+
+    /// What has been away for some time: what is known stays in force, and whatever is asked for the first time fails.
+    pub fn missed(&self) -> Option<String> {
+        let missed = self.reachability().into_iter().flatten().find(|service| service.missed)?;
+        Some(format!("{}; what is known stays in force, new destinations fail", missed.down?))
+    }
+
+    /// Whether the services answer, for `/ready`: the destination service's, then the policy service's
     /// (the same one twice where they share an address).
     pub fn reachability(&self) -> [Option<Reachability>; 2] {
         let link = |link: Option<&Arc<Link>>| link.map(|link| link.reachability());

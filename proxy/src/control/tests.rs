@@ -234,6 +234,7 @@ async fn what_is_known_stays_while_the_control_plane_is_dead_and_is_replaced_whe
     known(&mut outbound, |_| true).await;
     assert_eq!(before.endpoints[&endpoint(1).addr].labels["service"], "web", "labels of the set");
 
+    assert_eq!((control.unheard(), control.missed()), (None, None));
     endpoints.mark_unchanged();
     plane.kill().await;
     // Both services are seen to be down, and nothing that was known has changed.
@@ -245,6 +246,7 @@ async fn what_is_known_stays_while_the_control_plane_is_dead_and_is_replaced_whe
     let failed = reason(&mut control.outbound(&Target::Authority("new.demo:80".into()))).await;
     assert!(failed.starts_with(&format!("destination service {} unreachable: ", plane.addr)), "{failed}");
     assert!(failed.contains("refused"), "{failed}");
+    assert_eq!(control.unheard(), None, "it was heard once");
 
     plane.restart().await;
     let (_, stream) = soon(plane.get.1.recv()).await.unwrap();

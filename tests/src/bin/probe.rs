@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["sleep", seconds] => sleep(Duration::from_secs_f64(seconds.parse()?)),
         ["sleep"] => sleep(Duration::MAX),
         ["sniff", ref words @ ..] => sniff(words),
-        ["processes", name] => processes(name, |pid| std::fs::read_to_string(format!("/proc/{pid}/status"))),
+        ["processes", name] => processes(name, statuses),
         ["memory", name] => processes(name, memory),
         ["kill", name, variable] => processes(name, |pid| kill(pid, variable)),
         _ => Err("see the source".into()),
@@ -271,6 +271,16 @@ fn processes(name: &str, tell: impl Fn(u32) -> std::io::Result<String>) -> Resul
         }
     }
     Ok(())
+}
+
+/// Of all threads.
+fn statuses(pid: u32) -> std::io::Result<String> {
+    let mut all = String::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        all += &std::fs::read_to_string(thread?.path().join("status"))?;
+        all.push('\n');
+    }
+    Ok(all)
 }
 
 /// Ends it, if its environment has this variable.

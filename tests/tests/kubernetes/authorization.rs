@@ -43,6 +43,15 @@ pub(crate) fn service_accounts_are_allowed_denied_and_audited(cluster: &Cluster)
     policy(&space, "Audit", "shop");
     becomes(&space, "other", 200);
     becomes(&space, "shop", 200);
+    // Whom the policy does not name is let in by it, and counted as such: one that is ignored lets in as well.
+    eventually("who is let in by audit is counted", || {
+        space.load("other", "new", ("web", "/"), 20.0, 0.5, &[]).assert_none_failed();
+        let audited = space.pods("app=web").into_iter().map(|pod| {
+            let metrics = space.metrics(pod["metadata"]["name"].as_str().unwrap());
+            metrics.sum("inbound_http_authz_allow_total", &[("authz_name", "audit")])
+        });
+        (audited.sum::<f64>() > 0.0).then_some(())
+    });
 
     // A policy that can't be right is refused with field and reason.
     let output = cluster.try_apply(

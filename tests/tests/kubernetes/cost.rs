@@ -14,6 +14,7 @@ pub(crate) fn what_the_mesh_costs(cluster: &Cluster) {
     };
     let (with, without) = (dry(&meshed), dry(&plain));
     println!("figure: pod object: {without} -> {with} bytes");
+    assert!(with - without <= 2500, "{without} -> {with}");
     admission(cluster);
 
     let started = |space: &Space<'_>, name: &str| {
@@ -33,6 +34,8 @@ pub(crate) fn what_the_mesh_costs(cluster: &Cluster) {
     };
     let (with, without) = (median(&mut with), median(&mut without));
     println!("figure: a pod's start: {:.1} s more ({without:.1} -> {with:.1})", with - without);
+    // The kubelet goes round once a second: a third round would be seen.
+    assert!(with - without < 2.5, "{without:.1} -> {with:.1}");
 
     meshed.apply(&server("web", 1, ""));
     meshed.ready(&[]);
@@ -40,7 +43,7 @@ pub(crate) fn what_the_mesh_costs(cluster: &Cluster) {
     let metrics = meshed.metrics("a");
     let lines = metrics.text.lines().count();
     println!("figure: /metrics of a client with one destination: {lines} lines, {} bytes", metrics.text.len());
-    assert!(lines < 300, "{lines}");
+    assert!(lines <= 150, "{lines}");
 
     memory(&meshed);
 }
@@ -112,20 +115,46 @@ fn admission(cluster: &Cluster) {
         text(with),
         text(without)
     );
-    assert!(with[0] - without[0] < 50.0, "{with:?} {without:?}");
+    // Twice what was promised: the machine may be busy.
+    assert!(with[0] - without[0] < 10.0, "{with:?} {without:?}");
 }
 
-/// Resident, anonymous and proportional memory by program.
+/// Resident, anonymous and proportional memory by program; bounded for images as they are shipped.
 fn memory(space: &Space<'_>) {
     space.look();
-    for program in ["gossamer-control", "gossamer-proxy"] {
+    let shipped = std::env::var_os("MESH_K8S_RELEASE").is_some();
+    for (program, bounds) in [("gossamer-control", CONTROL_MIB), ("gossamer-proxy", PROXY_MIB)] {
         let output = ok(space.probe("look", &["memory", program]));
-        println!("figure: memory of {program}: {}", text(&output.stdout).trim().replace('\n', "; "));
+        let said = text(&output.stdout);
+        println!("figure: memory of {program}: {}", said.trim().replace('\n', "; "));
+        // `identity RSS 9.1 anonymous 2.2 PSS 5.0 MiB`
+        let of = |line: &str| -> Vec<f64> { line.split(' ').filter_map(|word| word.parse().ok()).collect() };
+        let all: Vec<Vec<f64>> = said.lines().map(of).filter(|of| of.len() == 3).collect();
+        assert!(!all.is_empty(), "{said}");
+        let sum: Vec<f64> = (0..3).map(|n| all.iter().map(|of| of[n]).sum()).collect();
+        let shown = match program {
+            "gossamer-control" => sum,
+            _ => sum.iter().map(|sum| sum / all.len() as f64).collect(),
+        };
+        println!(
+            "figure: {program}: RSS {:.1} anonymous {:.1} PSS {:.1} MiB, {} of them",
+            shown[0],
+            shown[1],
+            shown[2],
+            all.len()
+        );
+        assert!(!shipped || shown.iter().zip(bounds).all(|(is, most)| *is <= most), "{shown:?} {bounds:?}");
     }
 }
 
+/// All three together.
+const CONTROL_MIB: [f64; 3] = [45.0, 15.0, 30.0];
+/// Each, on average: some of them have just started.
+const PROXY_MIB: [f64; 3] = [10.0, 3.0, 6.0];
+
+/// New clients, each of whose first connection is measured, and one without a proxy.
 pub(crate) fn a_server_that_speaks_first_is_heard_at_once(cluster: &Cluster) {
-    let space = cluster.namespace("first", true);
+    let (space, outside) = (cluster.namespace("first", true), cluster.namespace("firstplain", false));
     space.apply(
         "---\napiVersion: v1\nkind: Service\nmetadata: {name: greeter, namespace: NS}\n\
          spec: {selector: {app: greeter}, ports: [{port: 7000}]}\n\
@@ -133,13 +162,27 @@ pub(crate) fn a_server_that_speaks_first_is_heard_at_once(cluster: &Cluster) {
          spec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
          - {name: main, image: 'mesh-test/probe:1', args: [greeter, '7000']}\n",
     );
-    space.client("shop");
-    space.ready(&["greeter", "shop"]);
-    let took = eventually("a greeting", || {
-        let output = space.probe("shop", &["greet", "greeter", "7000"]);
-        output.status.success().then(|| text(&output.stdout).trim().parse::<f64>().unwrap())
-    });
-    let again: f64 = text(&ok(space.probe("shop", &["greet", "greeter", "7000"])).stdout).trim().parse().unwrap();
-    println!("figure: a server that speaks first: first byte after {:.0} ms, then {:.0} ms", took * 1e3, again * 1e3);
-    assert!(again < 0.5, "{again}");
+    let shops = ["shop", "kiosk", "store"];
+    shops.iter().for_each(|shop| space.client(shop));
+    outside.client("stranger");
+    space.ready(&["greeter", "shop", "kiosk", "store"]);
+    outside.ready(&["stranger"]);
+    let greet = |space: &Space<'_>, pod: &str| -> f64 {
+        let took = eventually("a greeting", || {
+            let output = space.probe(pod, &["greet", "greeter.first", "7000"]);
+            output.status.success().then(|| text(&output.stdout).trim().parse::<f64>().unwrap())
+        });
+        took * 1e3
+    };
+    let mut first = shops.map(|shop| greet(&space, shop));
+    first.sort_by(f64::total_cmp);
+    let again = greet(&space, "shop");
+    let (plain, plain_again) = (greet(&outside, "stranger"), greet(&outside, "stranger"));
+    println!(
+        "figure: a server that speaks first: first byte after {first:.0?} ms the first time, then {again:.0} ms; from \
+         outside of the mesh {plain:.0}, then {plain_again:.0} ms"
+    );
+    // Twice what was promised: the machine may be busy.
+    assert!([again, plain_again].iter().all(|ms| *ms < 100.0), "{again} {plain_again}");
+    assert!(first[1] < 250.0 && plain < 250.0, "{first:?} {plain}");
 }

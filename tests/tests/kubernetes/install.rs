@@ -49,9 +49,17 @@ pub(crate) fn from_nothing_to_a_meshed_application(cluster: &Cluster) {
 pub(crate) fn uninstall_leaves_nothing(cluster: &Cluster, before: &[String]) {
     ok(cluster.shell("kubectl delete namespace demo --ignore-not-found --wait"));
     ok(cluster.shell("meshctl uninstall | kubectl delete -f -"));
-    // Pods' names, leases and the like come and go by themselves; the suite's namespaces are on their way out.
-    let ours = |object: &String| object.contains("gossamer") || object.contains("gateway.net");
-    let left = || cluster.objects().into_iter().filter(|o| ours(o) && !before.contains(o)).collect::<Vec<_>>();
+    // Everything counts that was not there before, but what is in the suite's namespaces: those are on their way out, with
+    // the addresses of their services.
+    let namespaces: Vec<_> = before.iter().filter_map(|object| object.strip_prefix("Namespace//")).collect();
+    let suites = |object: &str| {
+        let mut parts = object.splitn(3, '/');
+        let (kind, namespace, name) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        let namespace = if kind == "Namespace" { name } else { namespace };
+        kind == "IPAddress"
+            || !(namespace.is_empty() || namespace.contains("gossamer") || namespaces.contains(&namespace))
+    };
+    let left = || cluster.objects().into_iter().filter(|o| !suites(o) && !before.contains(o)).collect::<Vec<_>>();
     let deadline = Instant::now() + PATIENCE;
     let mut still = left();
     while !still.is_empty() && Instant::now() < deadline {

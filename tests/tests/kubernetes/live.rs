@@ -4,7 +4,7 @@ use gossamer_tests::cluster::{Cluster, Space, eventually, text};
 use serde_json::Value;
 use std::net::TcpStream;
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TAP_PORT: u16 = 4190;
 
@@ -33,11 +33,13 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     std::thread::scope(|scope| {
         let load = scope.spawn(|| space.load("web", "kept", ("api", "/"), 20.0, 40.0, &[]));
         // Figures are right after 2 s, whatever the machine does beside.
+        let start = Instant::now();
         eventually("the load is seen", || {
             let rows = seen(&space, &["stat", "deploy"]);
             let rps = row(&rows, "api")["rps"].as_f64().unwrap();
             (10.0..30.0).contains(&rps).then_some(())
         });
+        println!("figure: live tables: right after {:.1} s", start.elapsed().as_secs_f64());
         let rows = seen(&space, &["stat", "deploy/api"]);
         let api = row(&rows, "api");
         assert_eq!((&api["meshed"], &api["replicas"], &api["kind"]), (&2.into(), &2.into(), &"deployment".into()));
@@ -46,6 +48,9 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
         assert!(row(&by_client, "api")["rps"].as_f64().unwrap() > 5.0, "{by_client:#}");
         let sent = seen(&space, &["stat", "pod/web", "--to", "deploy/api"]);
         assert_eq!(row(&sent, "web")["mtls_share"].as_f64(), Some(1.0), "{sent:#}");
+        let namespaces = seen(&space, &["stat", "ns/live"]);
+        assert!(row(&namespaces, "live")["rps"].as_f64().unwrap() > 5.0, "{namespaces:#}");
+        as_a_plugin_of_kubectl(&space);
         let nothing = seen(&space, &["stat", "pod/web", "--to", "svc/elsewhere"]);
         assert_eq!(row(&nothing, "web")["rps"].as_f64(), Some(0.0), "{nothing:#}");
 
@@ -77,6 +82,19 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     assert!(certificates.as_array().unwrap().iter().all(|one| one["valid"] == true), "{certificates:#}");
     let metrics = meshctl(&space, &["proxy-metrics", "pod/web"], &[]);
     assert!(text(&metrics.stdout).contains("\nresponse_total{"), "{}", text(&metrics.stderr));
+}
+
+/// Under kubectl's name, with its flags, and without the variable.
+fn as_a_plugin_of_kubectl(space: &Space<'_>) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().display();
+    let output = space.cluster.shell(&format!(
+        "ln -s \"$(command -v meshctl)\" {folder}/kubectl-gossamer; export PATH={folder}:$PATH CONFIG=$KUBECONFIG; unset KUBECONFIG; \
+         kubectl gossamer stat deploy -A -o json --kubeconfig $CONFIG --context $(kubectl --kubeconfig $CONFIG config current-context)"
+    ));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(row(&rows, "api")["rps"].as_f64().unwrap() > 5.0, "{rows:#}");
 }
 
 pub(crate) fn nobody_else_can_tap(cluster: &Cluster) {

@@ -19,6 +19,7 @@ mod inject;
 mod install;
 mod jobs;
 mod live;
+mod many;
 mod mtls;
 mod probes;
 mod restarts;
@@ -43,11 +44,10 @@ const TOGETHER: &[Test] = &[
     ("nothing_readable_is_on_the_wire", mtls::nothing_readable_is_on_the_wire),
     ("unmeshed_clients_and_servers_keep_working", unmeshed::unmeshed_clients_and_servers_keep_working),
     ("every_kind_of_workload_gets_a_proxy", workloads::every_kind_of_workload_gets_a_proxy),
+    ("a_pod_has_the_shape_that_it_asks_for", workloads::a_pod_has_the_shape_that_it_asks_for),
     ("the_proxy_gives_its_privileges_away", workloads::the_proxy_gives_its_privileges_away),
     ("yaml_is_injected_and_uninjected", inject::yaml_is_injected_and_uninjected),
     ("a_tcp_probe_fails_where_nobody_listens", probes::a_tcp_probe_fails_where_nobody_listens),
-    ("a_job_completes", jobs::a_job_completes),
-    ("a_server_that_speaks_first_is_heard_at_once", cost::a_server_that_speaks_first_is_heard_at_once),
     ("a_canary_gets_its_share", routes::a_canary_gets_its_share),
     ("requests_are_routed_by_header", routes::requests_are_routed_by_header),
     ("service_accounts_are_allowed_denied_and_audited", authorization::service_accounts_are_allowed_denied_and_audited),
@@ -65,14 +65,20 @@ const TOGETHER: &[Test] = &[
 
 /// One after the other: they disturb the cluster, or measure it.
 const ALONE: &[Test] = &[
+    ("a_job_completes", jobs::a_job_completes),
+    ("a_server_that_speaks_first_is_heard_at_once", cost::a_server_that_speaks_first_is_heard_at_once),
     ("what_the_mesh_costs", cost::what_the_mesh_costs),
     ("check_finds_what_is_wrong", check::check_finds_what_is_wrong),
+    ("the_injector_makes_its_certificate_anew", check::the_injector_makes_its_certificate_anew),
     ("gateway_api_conformance", conformance::gateway_api_conformance),
     ("a_new_root_fails_nothing", root_rotation::a_new_root_fails_nothing),
     ("an_issuer_of_cert_manager_is_taken_over", root_rotation::an_issuer_of_cert_manager_is_taken_over),
     ("an_upgrade_keeps_what_was_set", upgrade::an_upgrade_keeps_what_was_set),
     ("without_a_control_plane_nothing_fails", control_plane_gone::without_a_control_plane_nothing_fails),
     ("restarted_daemons_fail_nothing", restarts::restarted_daemons_fail_nothing),
+    ("a_node_comes_back_after_a_power_cut", restarts::a_node_comes_back_after_a_power_cut),
+    // Last: what it leaves has to be cleared away.
+    ("hundreds_of_pods_are_asked_in_seconds", many::hundreds_of_pods_are_asked_in_seconds),
 ];
 
 /// At once; the machine has few cores, and deadlines are real.

@@ -1,6 +1,7 @@
 //! Gateway API's routes on services: weights and headers.
 
 use gossamer_tests::cluster::{Cluster, Space, eventually};
+use std::time::Duration;
 
 /// Three services: `web` is what clients ask for, `v1` and `v2` are behind it.
 fn versions<'a>(cluster: &'a Cluster, name: &str) -> Space<'a> {
@@ -48,6 +49,10 @@ pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: NS}\n\
          spec:\n  parentRefs: [{group: '', kind: Service, name: web, port: 80}]\n  rules:\n  \
          - matches: [{headers: [{name: x-version, value: two}]}]\n    backendRefs: [{name: v2, port: 80}]\n  \
+         - matches: [{headers: [{name: x-version, value: both}]}]\n    backendRefs: [{name: v1, port: 80}]\n    \
+           filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}}}]\n  \
+         - matches: [{path: {type: PathPrefix, value: /delay}}]\n    backendRefs: [{name: v1, port: 80}]\n    \
+           timeouts: {request: 300ms}\n  \
          - backendRefs: [{name: v1, port: 80}]\n",
     );
     accepted(&space);
@@ -59,4 +64,18 @@ pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
     two.assert_none_failed();
     other.assert_none_failed();
     assert_eq!((two.by("v2-"), other.by("v1-")), (two.total(), other.total()));
+
+    // A copy goes to the second; who asks hears the first alone.
+    let pod = space.pods("app=v2")[0]["metadata"]["name"].as_str().unwrap().to_string();
+    let copies = || space.metrics(&pod).sum("request_total", &[("direction", "inbound"), ("tls", "true")]);
+    let before = copies();
+    let both = space.load("shop", "new", ("web", "/"), 50.0, 1.0, &["x-version: both"]);
+    both.assert_none_failed();
+    assert_eq!(both.by("v1-"), both.total());
+    eventually("the copies came", || (copies() - before >= both.total() as f64).then_some(()));
+
+    // The route's patience is 300 ms, the answer would take 2 s.
+    let late = space.load("shop", "new", ("web", "/delay/2s"), 5.0, 1.0, &[]);
+    assert_eq!(late.status(504), late.total(), "{late:?}");
+    assert!(late.slowest() < Duration::from_millis(1500), "{late:?}");
 }

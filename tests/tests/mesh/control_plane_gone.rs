@@ -34,7 +34,7 @@ async fn known_services_go_on_and_unknown_ones_fail_soon() {
     let mut raw = Raw::connect(shop.to(UNKNOWN)).await;
     raw.send(b"\x00bytes").await;
     assert!(raw.ends().await);
-    assert_eq!(client::get(shop.admin(), "proxy", "/ready").await.status, 200, "it has its certificate still");
+    assert_eq!(client::get(shop.admin(), "proxy", "/ready").await.status, 200, "what it knows, it knows still");
 
     mesh.start_control_plane().await;
     let entry = shop.to(UNKNOWN);

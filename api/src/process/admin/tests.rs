@@ -51,6 +51,20 @@ async fn answers_probes_and_scrapes() {
 }
 
 #[tokio::test]
+async fn a_warning_goes_to_the_kubelets_event_and_changes_nothing_else() {
+    let (mut admin, ready) = admin();
+    admin.warning = Arc::new(|| Some("discovery is away".into()));
+    assert_eq!(ask(&admin, "GET", "/ready", "", FAR).await.0, 503);
+    ready.store(true, Relaxed);
+    assert_eq!(ask(&admin, "GET", "/ready", "", FAR).await, (200, "ready, but: discovery is away\n".into()));
+    let probe = Request::builder().uri("/ready").header("user-agent", "kube-probe/1.34").body(Body::empty()).unwrap();
+    let answer = admin.router(Router::new()).oneshot(probe).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers()["location"].to_str().unwrap()), (302, NOWHERE));
+    let body = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
+    assert_eq!(&body[..], b"discovery is away");
+}
+
+#[tokio::test]
 async fn only_loopback_changes_the_process() {
     let (mut admin, _) = admin();
     assert_eq!(ask(&admin, "PUT", "/log-level", "debug", FAR).await.0, 403);
