@@ -74,8 +74,10 @@ impl Authority {
         let source = Source::new(config, client.clone(), recorder.clone(), sender, waiting);
         stop.spawn(source.run(stop.clone()));
         let first: Option<Arc<Issuer>> = tokio::select! {
-            issuer = issuers.wait_for(Option::is_some) => issuer.context("the source of the issuer has ended")?.clone(),
+            // The source ends too when the process stops: that is no failure.
+            biased;
             () = stop.stopping() => None,
+            issuer = issuers.wait_for(Option::is_some) => issuer.context("the source of the issuer has ended")?.clone(),
         };
         let Some(first) = first else { return Ok(None) };
         let (sender, receiver) = watch::channel(first);
