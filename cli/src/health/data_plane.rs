@@ -129,7 +129,24 @@ fn wants_one(pod: &Pod, enabled: &BTreeSet<String>) -> bool {
 /// Neither at its end nor on its way to it.
 fn runs(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    pod.metadata.deletion_timestamp.is_none()
+        && !matches!(phase, Some("Succeeded" | "Failed"))
+        && !has_done_its_work(pod)
+}
+
+/// All containers have ended for good; the proxy beside them is about to, and the phase follows seconds later.
+fn has_done_its_work(pod: &Pod) -> bool {
+    let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+    let Some(containers) = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()) else {
+        return false;
+    };
+    let mut ended = containers.iter().map(|one| one.state.as_ref().and_then(|state| state.terminated.as_ref()));
+    !containers.is_empty()
+        && ended.all(|end| match restarts {
+            Some("Never") => end.is_some(),
+            Some("OnFailure") => end.is_some_and(|end| end.exit_code == 0),
+            _ => false,
+        })
 }
 
 fn proxy_is_ready(pod: &Pod) -> bool {
@@ -167,6 +184,29 @@ fn some(names: Vec<String>) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn who_has_done_its_work_needs_no_proxy() {
+        let pod = |policy: &str, states: &[serde_json::Value]| -> Pod {
+            let statuses: Vec<_> = states
+                .iter()
+                .map(|state| json!({ "name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state }))
+                .collect();
+            serde_json::from_value(json!({
+                "metadata": {}, "spec": { "restartPolicy": policy, "containers": [] },
+                "status": { "phase": "Running", "containerStatuses": statuses },
+            }))
+            .unwrap()
+        };
+        let (done, failed) = (json!({ "terminated": { "exitCode": 0 } }), json!({ "terminated": { "exitCode": 1 } }));
+        let running = json!({ "running": {} });
+        assert!(!runs(&pod("Never", std::slice::from_ref(&failed))));
+        assert!(!runs(&pod("OnFailure", std::slice::from_ref(&done))));
+        assert!(runs(&pod("OnFailure", std::slice::from_ref(&failed))));
+        assert!(runs(&pod("Always", std::slice::from_ref(&done))));
+        assert!(runs(&pod("Never", &[done, running])));
+        assert!(runs(&pod("Never", &[])));
+    }
 
     #[test]
     fn who_should_have_a_proxy() {

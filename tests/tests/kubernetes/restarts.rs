@@ -75,7 +75,12 @@ pub(crate) fn a_node_comes_back_after_a_power_cut(cluster: &Cluster) {
     assert_eq!(stranger.status(403), stranger.total(), "{stranger:?}");
     let after: u64 = space.pods("app").iter().map(restarts).sum();
     assert!(after > before, "the proxies were restarted: {before} {after}");
-    eventually("all is well", || cluster.meshctl(&["check"]).status.success().then_some(()));
+    eventually("all is well", || {
+        let check = cluster.meshctl(&["check"]);
+        let wrong = String::from_utf8_lossy(&check.stdout).into_owned();
+        wrong.split("√").filter(|finding| finding.contains('×')).for_each(|finding| println!("{finding}"));
+        check.status.success().then_some(())
+    });
     let identities = cluster.meshctl(&["identity", "-n", &space.name, "-o", "json"]);
     let identities: serde_json::Value = serde_json::from_slice(&identities.stdout).unwrap();
     let identities = identities.as_array().unwrap();
