@@ -26,7 +26,11 @@ pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Out
         // One for all requests: to wait for it anew each time takes a lock and a place in a list.
         let mut stopping = pin!(drain.begun());
         // From the start: the first request may be there already, and has to be woken as well.
-        poll_fn(|cx| Poll::Ready(drop(stopping.as_mut().poll(cx)))).await;
+        poll_fn(|cx| {
+            let _ = stopping.as_mut().poll(cx);
+            Poll::Ready(())
+        })
+        .await;
         loop {
             let next = tokio::select! {
                 biased;
