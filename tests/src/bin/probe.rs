@@ -1,5 +1,6 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
-//! the mesh. `probe http|greeter|count|reset PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet|half-close|broken|answer HOST PORT`,
+//! the mesh. `probe http|greeter|count|reset PORT`, `probe fail STATUS PORT`, `probe get|intercepted HOST PORT 4|6`,
+//! `probe greet|half-close|broken|answer HOST PORT`,
 //! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
 //! `probe sniff WORD...`, `probe processes|memory NAME`, `probe kill NAME VARIABLE=VALUE`.
 
@@ -15,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["http", port] => serve(port.parse()?, head),
+        ["fail", status, port] => fail(status.parse()?, port.parse()?),
         ["greeter", port] => serve(port.parse()?, greet_back),
         ["count", port] => serve(port.parse()?, count),
         ["reset", port] => serve(port.parse()?, reset),
@@ -46,10 +48,11 @@ fn sleep(time: Duration) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-type Handler = fn(TcpStream) -> std::io::Result<()>;
-
 /// The IPv6 listener takes IPv4 as well.
-fn serve(port: u16, handler: Handler) -> Result<(), Box<dyn Error>> {
+fn serve(
+    port: u16,
+    handler: impl Fn(TcpStream) -> std::io::Result<()> + Copy + Send + 'static,
+) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     for io in listener.incoming().flatten() {
         std::thread::spawn(move || handler(io));
@@ -67,6 +70,19 @@ fn head(io: TcpStream) -> std::io::Result<()> {
     }
     let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
     (&io).write_all((head + &text).as_bytes())
+}
+
+/// Answers everything with a status, and its name as kubetool's server says it.
+fn fail(status: u16, port: u16) -> Result<(), Box<dyn Error>> {
+    serve(port, move |io| {
+        let (mut reader, mut line) = (BufReader::new(io.try_clone()?), String::new());
+        while reader.read_line(&mut line)? > 2 {
+            line.clear();
+        }
+        let body = json!({ "name": std::env::var("HOSTNAME").unwrap_or_default() }).to_string();
+        let head = format!("HTTP/1.1 {status} Failed\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        (&io).write_all((head + &body).as_bytes())
+    })
 }
 
 /// Speaks first, then echoes a line.

@@ -18,10 +18,12 @@ mod cost;
 mod inject;
 mod install;
 mod jobs;
+mod leader;
 mod live;
 mod many;
 mod mtls;
 mod probes;
+mod resilience;
 mod restarts;
 mod rollout;
 mod root_rotation;
@@ -50,6 +52,10 @@ const TOGETHER: &[Test] = &[
     ("a_tcp_probe_fails_where_nobody_listens", probes::a_tcp_probe_fails_where_nobody_listens),
     ("a_canary_gets_its_share", routes::a_canary_gets_its_share),
     ("requests_are_routed_by_header", routes::requests_are_routed_by_header),
+    ("a_consumers_route_is_for_its_namespace_alone", routes::a_consumers_route_is_for_its_namespace_alone),
+    ("retries_hide_an_endpoint_that_fails", resilience::retries_hide_an_endpoint_that_fails),
+    ("an_endpoint_that_fails_is_left_alone", resilience::an_endpoint_that_fails_is_left_alone),
+    ("a_services_patience_is_kept_to", resilience::a_services_patience_is_kept_to),
     ("service_accounts_are_allowed_denied_and_audited", authorization::service_accounts_are_allowed_denied_and_audited),
     ("a_routes_requests_are_allowed_and_denied", authorization::a_routes_requests_are_allowed_and_denied),
     ("typos_are_told_where_people_look", annotations::typos_are_told_where_people_look),
@@ -69,6 +75,7 @@ const ALONE: &[Test] = &[
     ("a_server_that_speaks_first_is_heard_at_once", cost::a_server_that_speaks_first_is_heard_at_once),
     ("what_the_mesh_costs", cost::what_the_mesh_costs),
     ("check_finds_what_is_wrong", check::check_finds_what_is_wrong),
+    ("another_replica_tells_when_the_leader_is_gone", leader::another_replica_tells_when_the_leader_is_gone),
     ("the_injector_makes_its_certificate_anew", check::the_injector_makes_its_certificate_anew),
     ("gateway_api_conformance", conformance::gateway_api_conformance),
     ("a_new_root_fails_nothing", root_rotation::a_new_root_fails_nothing),

@@ -1,4 +1,4 @@
-//! Gateway API's routes on services: weights and headers.
+//! Gateway API's routes on services: weights, headers, and those of a consumer.
 
 use gossamer_tests::cluster::{Cluster, Space, eventually};
 use std::time::Duration;
@@ -78,4 +78,41 @@ pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
     let late = space.load("shop", "new", ("web", "/delay/2s"), 5.0, 1.0, &[]);
     assert_eq!(late.status(504), late.total(), "{late:?}");
     assert!(late.slowest() < Duration::from_millis(1500), "{late:?}");
+}
+
+/// The route lies in the namespace of a client: it is for this one's requests, and others go as the service's owner has it.
+pub(crate) fn a_consumers_route_is_for_its_namespace_alone(cluster: &Cluster) {
+    let (producer, consumer) = (cluster.namespace("producer", true), cluster.namespace("consumer", true));
+    producer.serve("web", 1);
+    producer.client("shop");
+    consumer.serve("mine", 1);
+    consumer.client("shop");
+    producer.ready(&["shop"]);
+    consumer.ready(&["shop"]);
+    let asked = |space: &Space<'_>| {
+        let load = space.load("shop", "new", ("web.producer", "/"), 50.0, 0.5, &["x-of: consumer"]);
+        load.assert_none_failed();
+        load
+    };
+    assert_eq!(asked(&consumer).by("mine-"), 0);
+    consumer.apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: NS}\n\
+         spec:\n  parentRefs: [{group: '', kind: Service, name: web, namespace: producer, port: 80}]\n  rules:\n  \
+         - matches: [{headers: [{name: x-of, value: consumer}]}]\n    backendRefs: [{name: mine, port: 80}]\n  \
+         - backendRefs: [{name: web, namespace: producer, port: 80}]\n",
+    );
+    accepted(&consumer);
+    eventually("the route is in force", || {
+        let load = asked(&consumer);
+        (load.by("mine-") == load.total()).then_some(())
+    });
+    // Heard of by now: who is in the service's own namespace is not led away.
+    let own = asked(&producer);
+    assert_eq!((own.by("web-"), own.by("mine-")), (own.total(), 0), "{own:?}");
+    // Its other rule, which goes where all go.
+    let other = consumer.load("shop", "new", ("web.producer", "/"), 50.0, 0.5, &[]);
+    other.assert_none_failed();
+    assert_eq!(other.by("web-"), other.total(), "{other:?}");
+    consumer.kubectl(&["delete", "httproute", "web"]);
+    eventually("the route is gone", || (asked(&consumer).by("mine-") == 0).then_some(()));
 }
