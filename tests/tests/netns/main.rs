@@ -411,7 +411,7 @@ fn an_ordinary_user_needs_no_privilege() {
     let output = command.current_dir(&home).stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("9 passed; 0 failed"), "{out}");
+    assert!(out.contains("10 passed; 0 failed"), "{out}");
 }
 
 #[test]
