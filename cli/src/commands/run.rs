@@ -59,7 +59,7 @@ pub struct Args {
     /// The mesh to join; started if it is missing
     #[arg(long, env = "MESHCTL_MESH", default_value = state::DEFAULT)]
     mesh: String,
-    /// What the proxy logs on standard error, as RUST_LOG
+    /// What the proxy logs on standard error: LEVEL or TARGET=LEVEL, comma-separated: warn,gossamer_proxy::balance=debug
     #[arg(long, value_name = "FILTER", default_value = "warn")]
     proxy_log: String,
     /// The program and its arguments

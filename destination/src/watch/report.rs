@@ -377,7 +377,8 @@ mod tests {
     fn routes_of_bytes_are_told_as_well() {
         for (kind, more) in [("TCPRoute", ""), ("TLSRoute", "hostnames: [web.example.com], ")] {
             let told = |parent: &str, rule: &str| {
-                let route = route(parent, rule).replace("HTTPRoute", kind).replace("spec: {", &format!("spec: {{{more}"));
+                let route =
+                    route(parent, rule).replace("HTTPRoute", kind).replace("spec: {", &format!("spec: {{{more}"));
                 let status = status(&route, RouteStatus::default(), "now");
                 let one = |c: &StatusCondition| format!("{}={}/{}", c.kind, c.status, c.reason);
                 let parents = status.parents.iter().map(|parent| parent.conditions.iter().map(one).collect::<Vec<_>>());
