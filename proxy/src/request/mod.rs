@@ -50,7 +50,7 @@ pub struct Connection {
     /// Which way.
     pub side: Side,
     /// Metric handles of this connection.
-    pub metrics: crate::record::ConnectionMetrics,
+    pub metrics: Rc<crate::record::ConnectionMetrics>,
 }
 
 /// Which way requests go.

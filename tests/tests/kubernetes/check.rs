@@ -30,8 +30,7 @@ pub(crate) fn check_finds_what_is_wrong(cluster: &Cluster) {
     assert!(failed.iter().all(|check| check["hint"].as_str().is_some_and(|hint| !hint.is_empty())), "{failed:#?}");
 
     cluster.kubectl(&["-n", "gossamer", "scale", "deploy/gossamer-injector", "--replicas=1"]);
-    let output = cluster.meshctl(&["check"]);
-    assert!(output.status.success(), "{}", text(&output.stdout));
+    cluster.assert_well();
 
     // Pods of the control plane: three, with one container each.
     let pods = cluster.json(&["-n", "gossamer", "get", "pods", "--field-selector=status.phase=Running"]);
@@ -88,6 +87,5 @@ pub(crate) fn the_injector_makes_its_certificate_anew(cluster: &Cluster) {
         Some(())
     });
     space.ready(&["shop"]);
-    let output = cluster.meshctl(&["check"]);
-    assert!(output.status.success(), "{}", text(&output.stdout));
+    cluster.assert_well();
 }
