@@ -178,6 +178,9 @@ pub const TRUST_DOMAIN: &str = "cluster.local";
 
 /// How long a draining process waits for what is in flight. Source: Linkerd `shutdown-grace-period` 2 m.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(120);
+/// How long clients have to take the answer that tells them of it, when the grace period ended before their request
+/// did: a round trip across the world, and some.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Threads that move data. One: a sidecar's share is below one core, and a second costs 1.3x (PERFORMANCE).
 pub const WORKERS: usize = 1;
 

@@ -75,7 +75,7 @@ pub const PROXY: &[Setting] = settings! {
     "shutdown-grace-period" "duration" annotation text(defaults::SHUTDOWN_GRACE) => "How long a stopping proxy waits for what is in flight";
     "admin-shutdown" "enabled or disabled" annotation "disabled".into() => "Whether POST /shutdown works (from loopback only)";
     "access-log" "json, apache or off" annotation "off".into() => "A line for every request on standard output";
-    "log-level" "as RUST_LOG" annotation "warn,gossamer=info".into() => "What the proxy logs";
+    "log-level" "LEVEL or TARGET=LEVEL, comma-separated: warn,gossamer_proxy::balance=debug" annotation "warn,gossamer=info".into() => "What the proxy logs: off, error, warn, info, debug or trace, of all or of modules whose names begin so";
     "log-format" "plain or json" annotation "plain".into() => "How it logs";
 };
 

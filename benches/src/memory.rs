@@ -23,7 +23,7 @@ pub(crate) struct Footprint {
     pub idle: Vec<(usize, f64)>,
     /// Under 256 busy connections.
     pub busy: [f64; 2],
-    /// When all connections are gone.
+    /// When all connections are gone, the idle or the busy ones: the larger.
     pub after: [f64; 2],
     /// MiB of the stripped binary.
     pub binary: Option<f64>,
@@ -56,13 +56,13 @@ pub(crate) async fn measure(running: &Running, idle: &[usize], ms: u64, binary: 
         per_idle.push((connections, grown as f64 / connections as f64));
         load.kill().await?;
     }
+    // What held the idle ones is no part of what the busy ones need.
+    let after_idle = come_back(running, rest).await;
     let busy_row = ALL.iter().find(|workload| workload.name == "h1-256").copied().context("a row of the table")?;
     let busy = busy(running, &busy_row, ms).await?;
-    let mut after = both(running);
-    let deadline = tokio::time::Instant::now() + COME_BACK[usize::from(running.driver != Driver::Gossamer)];
-    while tokio::time::Instant::now() < deadline && !(0..2).all(|i| after[i].rss * 4 <= rest[i].rss * 5) {
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        after = both(running);
+    let mut after = come_back(running, rest).await;
+    for (after, other) in after.iter_mut().zip(after_idle) {
+        after.rss = after.rss.max(other.rss);
     }
     let size = |path: PathBuf| stripped_size(&path).ok();
     Ok(Footprint {
@@ -74,6 +74,18 @@ pub(crate) async fn measure(running: &Running, idle: &[usize], ms: u64, binary: 
         after: mib(after),
         binary: binary.and_then(size),
     })
+}
+
+/// Waits until memory is that at rest and a quarter, or for as long as it has for it.
+async fn come_back(running: &Running, rest: [Memory; 2]) -> [Memory; 2] {
+    let deadline = tokio::time::Instant::now() + COME_BACK[usize::from(running.driver != Driver::Gossamer)];
+    loop {
+        let now = both(running);
+        if tokio::time::Instant::now() >= deadline || (0..2).all(|i| now[i].rss * 4 <= rest[i].rss * 5) {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 /// The most that was seen while the load ran.

@@ -25,6 +25,7 @@ pub mod resource;
 pub mod rotation;
 pub mod sandbox;
 pub mod scrape;
+pub mod selector;
 pub mod stats;
 pub mod tapping;
 pub mod verdict;

@@ -1,7 +1,7 @@
 //! The machine's part of a mesh: its folder, its bridge, its names. The control plane and the replicas build on it.
 
 use crate::error::{Context, Result};
-use crate::sandbox::outside::{self, Outside};
+use crate::sandbox::outside::Outside;
 use crate::sandbox::state::State;
 use crate::sandbox::{dns, enter, network};
 use gossamer_api::defaults;
@@ -24,7 +24,7 @@ impl Node {
         network::make_bridge()?;
         let outside = Outside::open()?;
         if let Some(outside) = &outside {
-            outside::relay(outside.clone()).await?;
+            outside.relay(&state.file(""))?;
         }
         Ok(Node { state, names: Some(dns::bind(network::NODE).await?), outside })
     }

@@ -18,6 +18,7 @@ use gossamer_api::keys::PROXY_CONTAINER;
 use gossamer_api::wire::mesh::WorkloadInfo;
 use gossamer_api::workload::Identity;
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::{Selector, SelectorExt};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::net::IpAddr;
@@ -218,13 +219,22 @@ impl Chosen {
 impl Place {
     /// The workloads of the scope that one of `wanted` means; no `wanted`: all. Those without a proxy are among them.
     pub async fn workloads(&self, scope: &Scope, wanted: &[Resource]) -> Result<Vec<Workload>> {
+        self.labelled(scope, wanted, &Selector::default()).await
+    }
+
+    /// The same, of those with certain labels.
+    pub async fn labelled(&self, scope: &Scope, wanted: &[Resource], labels: &Selector) -> Result<Vec<Workload>> {
         let within = scope.within(self);
         // Who asks about namespaces as such means all of them.
         let all_meant = scope.namespace.is_none() && wanted.iter().any(|resource| resource.kind == "namespace");
-        let mut all = self.all(within.as_deref().filter(|_| !all_meant)).await?;
+        let mut all = self.select(within.as_deref().filter(|_| !all_meant), labels).await?;
+        let labelled = if labels.selects_all() { String::new() } else { format!(" with labels {labels}") };
+        if all.is_empty() && !labelled.is_empty() {
+            return Err(self.not_found(&format!("no workload{labelled}"), within.as_deref(), &all));
+        }
         for resource in wanted {
             if !all.iter().any(|workload| resource.means(workload)) {
-                return Err(self.nothing(resource, within.as_deref(), &all));
+                return Err(self.not_found(&format!("no workload {resource}{labelled}"), within.as_deref(), &all));
             }
         }
         if !wanted.is_empty() {
@@ -235,13 +245,19 @@ impl Place {
 
     /// Everything in a namespace, or everywhere, by name.
     pub async fn all(&self, namespace: Option<&str>) -> Result<Vec<Workload>> {
+        self.select(namespace, &Selector::default()).await
+    }
+
+    /// Those with certain labels. A cluster sends no others.
+    async fn select(&self, namespace: Option<&str>, labels: &Selector) -> Result<Vec<Workload>> {
         let mut all: Vec<Workload> = match self {
             Place::Here(mesh) => Client::connect(mesh).await?.list().await?.into_iter().map(here).collect(),
             Place::Cluster(cluster) => {
-                let pods = cluster.pods(namespace, "").await?;
+                let pods = cluster.pods(namespace, &labels.to_string()).await?;
                 pods.into_iter().filter_map(of_pod).collect()
             }
         };
+        all.retain(|workload| labels.matches(&workload.labels));
         all.retain(|workload| namespace.is_none_or(|namespace| namespace == workload.namespace));
         all.sort_by(|a, b| (&a.namespace, &a.owner, &a.pod).cmp(&(&b.namespace, &b.owner, &b.pod)));
         Ok(all)
@@ -262,12 +278,16 @@ impl Place {
 
     /// Says what there is instead.
     pub fn nothing(&self, wanted: &Resource, within: Option<&str>, all: &[Workload]) -> CommandError {
+        self.not_found(&format!("no workload {wanted}"), within, all)
+    }
+
+    fn not_found(&self, what: &str, within: Option<&str>, all: &[Workload]) -> CommandError {
         let place = match (self, within) {
             (Place::Here(_), _) => "in this mesh".to_string(),
             (Place::Cluster(_), Some(namespace)) => format!("in namespace {namespace:?}"),
             (Place::Cluster(_), None) => "in this cluster".to_string(),
         };
-        let error = CommandError::failed(format!("no workload {wanted} {place}"));
+        let error = CommandError::failed(format!("{what} {place}"));
         let mut there: Vec<String> = all.iter().map(Workload::owner_text).collect();
         there.dedup();
         let error = match (self, there.len()) {
@@ -402,6 +422,7 @@ fn here(info: WorkloadInfo) -> Workload {
         identity: info.identity,
         meshed: info.meshed,
         client_only: info.ports.is_empty(),
+        labels: info.labels.into_iter().collect(),
         reach: Reach::Here { admin: info.admin, tap: info.tap },
         ..Workload::default()
     }
@@ -507,6 +528,31 @@ mod tests {
         assert!(pod(serde_json::json!([])).identity.ends_with(".identity.mesh.cluster.local"));
         let other = serde_json::json!([{ "name": "MESH_TRUST_DOMAIN", "value": "example.org" }]);
         assert_eq!(pod(other).identity, "default.demo.serviceaccount.identity.mesh.example.org");
+    }
+
+    #[test]
+    fn pods_are_chosen_by_their_labels() {
+        let pod = |name: &str, labels: serde_json::Value| {
+            let pod = serde_json::json!({ "metadata": { "name": name, "namespace": "demo", "labels": labels } });
+            of_pod(serde_json::from_value(pod).unwrap()).unwrap()
+        };
+        let pods = [
+            pod("web-0", serde_json::json!({ "app": "web", MESHED_LABEL: "gossamer" })),
+            pod("web-1", serde_json::json!({ "app": "web", "canary": "" })),
+            pod("db-0", serde_json::json!({ "app": "db" })),
+            pod("bare", serde_json::json!(null)),
+        ];
+        for (selector, names) in [
+            ("app=web", "web-0 web-1"),
+            ("app=web,!canary", "web-0"),
+            ("app!=web", "db-0 bare"),
+            ("gossamer.io/control-plane-ns", "web-0"),
+            ("app in (db,cache)", "db-0"),
+        ] {
+            let selector = crate::selector::parse(selector).unwrap();
+            let chosen: Vec<_> = pods.iter().filter(|w| selector.matches(&w.labels)).map(|w| w.pod.as_str()).collect();
+            assert_eq!(chosen.join(" "), names, "{selector}");
+        }
     }
 
     #[test]

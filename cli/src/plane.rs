@@ -293,6 +293,7 @@ impl Plane {
                 admin: at(defaults::ADMIN_PORT),
                 tap: replica::tap_socket(&folder, &spec.namespace, &spec.replica).display().to_string(),
                 ports: spec.ports.iter().map(port).collect(),
+                labels: spec.all_labels().into_iter().collect(),
                 namespace: spec.namespace,
                 name: spec.name,
                 replica: spec.replica,

@@ -167,6 +167,14 @@ fn a_running_demo_is_shown_by_every_command() {
     for word in ["MESHED", "SUCCESS", "RPS", "P50", "P95", "P99", "TCP_CONN", "MTLS", "web", "100%"] {
         assert!(text(&wide).contains(word), "{word} in {}", text(&wide));
     }
+    let labelled = text(&ask(&["stat", "-l", "app in (web,catalog)", "-t", "0"]));
+    assert!(labelled.contains("web") && labelled.contains("catalog") && !labelled.contains("ledger"), "{labelled}");
+    for command in ["stat", "top", "tap", "edges", "identity", "proxy-metrics"] {
+        let nobody = ask(&[command, "-l", "app=web,!app"]);
+        let said = text(&nobody);
+        assert!(nobody.status.code() == Some(1) && said.contains("no workload with labels app=web,!app"), "{said}");
+        assert_eq!(ask(&[command, "-l", "=web"]).status.code(), Some(2), "{command}");
+    }
     let top = json(&["top", "web", "--duration", "2s", "-o", "json"]);
     assert!(format!("{top:?}").contains("\"path\""), "{top:?}");
     let tapped = json(&["tap", "web", "--method", "GET", "--duration", "2s", "-o", "json"]);
@@ -253,7 +261,7 @@ fn replicas_share_a_name_and_a_port_can_be_published() {
     let state = state();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let publish = format!("{free}:7070");
-    let program = ["run", "ledger", "--port", "7070", "--replicas", "2", "--publish", &publish, "--"];
+    let program = "run ledger --port 7070 --replicas 2 --label tier=db --publish".split(' ').chain([&*publish, "--"]);
     let mut server =
         Running::start(meshctl(state.path()).args(program).args([env!("CARGO_BIN_EXE_meshctl"), "demo-app", "ledger"]));
     eventually("the published port answers", || {
@@ -268,8 +276,10 @@ fn replicas_share_a_name_and_a_port_can_be_published() {
         "getent ahostsv4 ledger-1.ledger; getent ahostsv4 ledger-2.ledger; getent ahostsv4 nobody || echo none";
     let names = text(&meshctl(state.path()).args(["run", "client", "--", "sh", "-c", script]).output().unwrap());
     assert!(names.matches("STREAM").count() == 2 && names.contains("none"), "{names}");
-    let stat = text(&meshctl(state.path()).args(["stat", "ledger"]).output().unwrap());
-    assert!(stat.contains("2/2"), "{stat}");
+    for asked in ["stat ledger", "stat -l tier=db"] {
+        let stat = text(&meshctl(state.path()).args(asked.split(' ')).output().unwrap());
+        assert!(stat.contains("2/2"), "{asked}: {stat}");
+    }
 }
 
 const ONLY_FRIENDS: &str = "apiVersion: policy.gossamer.io/v1alpha1

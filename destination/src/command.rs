@@ -84,7 +84,7 @@ pub struct Options {
     /// Ports whose clients need an identity, whatever the default policy says
     #[arg(long, env = "MESH_DESTINATION_REQUIRE_IDENTITY_INBOUND_PORTS")]
     pub require_identity_inbound_ports: Option<Ports>,
-    /// What is logged; each failed request to Kubernetes is told by who made it
+    /// What is logged: LEVEL or TARGET=LEVEL, comma-separated; each failed request to Kubernetes is told by who made it
     #[arg(long, env = "MESH_DESTINATION_LOG_LEVEL", default_value = "info,kube_client=off")]
     pub log_level: String,
     /// plain or json

@@ -36,6 +36,15 @@ pub struct WorkloadSpec {
     pub meshed: bool,
 }
 
+impl WorkloadSpec {
+    /// Its labels, and the one that its service selects.
+    pub fn all_labels(&self) -> Map {
+        let mut labels = self.labels.clone();
+        labels.insert(APP_LABEL.into(), self.name.clone());
+        labels
+    }
+}
+
 /// A port of a replica, and of its service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSpec {
@@ -195,8 +204,7 @@ fn add_ports(service: &mut Service, spec: &WorkloadSpec) {
 }
 
 fn pod(spec: &WorkloadSpec, control_namespace: &str) -> Pod {
-    let mut labels = spec.labels.clone();
-    labels.insert(APP_LABEL.into(), spec.name.clone());
+    let mut labels = spec.all_labels();
     if spec.meshed {
         labels.insert(MESHED_LABEL.into(), control_namespace.into());
     } else {

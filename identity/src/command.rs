@@ -55,7 +55,7 @@ pub struct Options {
     /// What a service account's token must be for
     #[arg(long, env = "MESH_IDENTITY_TOKEN_AUDIENCE", value_name = "AUDIENCE", default_value = keys::TOKEN_AUDIENCE)]
     token_audience: String,
-    /// What is logged
+    /// What is logged: LEVEL or TARGET=LEVEL, comma-separated
     #[arg(long, env = "MESH_IDENTITY_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     log_level: String,
     /// plain or json

@@ -64,7 +64,7 @@ pub struct Options {
     /// A further name or address in the serving certificate, where the webhooks are not asked through their Service
     #[arg(long, env = "MESH_INJECTOR_ALSO_KNOWN_AS", value_delimiter = ',')]
     pub also_known_as: Vec<String>,
-    /// What is logged
+    /// What is logged: LEVEL or TARGET=LEVEL, comma-separated
     #[arg(long, env = "MESH_INJECTOR_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
     /// plain or json

@@ -8,6 +8,7 @@ use gossamer_api::defaults;
 use gossamer_api::keys::{CONFIG_PREFIX, INJECT, PREFIX, PROXY_VERSION};
 use gossamer_api::kubernetes::Map;
 use gossamer_api::kubernetes::validate::distance;
+use gossamer_api::process::log;
 use gossamer_api::settings::{PROXY, Ports, Setting, parse_duration, text};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -213,7 +214,7 @@ fn check(setting: &Setting, value: &str) -> Result<(), String> {
             _ => Err("; for example 100m, 20Mi".into()),
         },
         (_, IMAGE) => ok(value.len() <= 512 && value.bytes().all(|b| b.is_ascii_graphic())),
-        (_, "as RUST_LOG") => ok(!value.is_empty() && value.len() <= 1024),
+        ("log-level", _) => ok(log::check(value).is_ok()),
         (_, words) => {
             let mut words = words.split(", ").flat_map(|part| part.split(" or "));
             ok(words.any(|word| word == value))
@@ -307,6 +308,8 @@ mod tests {
             ("image", "a b"),
             ("image-pull-policy", "always"),
             ("log-level", ""),
+            ("log-level", "inof"),
+            ("log-level", "warn,gossamer_proxy[{client}]=debug"),
         ] {
             assert!(refuse(name, value).contains("expected"), "{name}={value}");
         }

@@ -36,11 +36,10 @@ pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: 
         };
         match accepted {
             Ok((io, client)) => {
-                let (shard, kind) = (shard.clone(), kind.clone());
+                // What was needed to find out what is spoken is gone by the time that it is spoken.
+                let beginning = Box::pin(begin(shard.clone(), io, client, kind.clone()));
                 tasks.spawn_local(async move {
-                    // What was needed to find out what is spoken is gone by the time that it is spoken.
-                    let lasting = Box::pin(begin(shard, io, client, kind)).await;
-                    if let Some(lasting) = lasting {
+                    if let Some(lasting) = beginning.await {
                         lasting.await;
                     }
                     drop(place);

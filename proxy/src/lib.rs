@@ -13,6 +13,7 @@ pub mod balance;
 pub mod config;
 pub mod control;
 pub mod detect;
+pub mod drain;
 pub mod error;
 pub mod inbound;
 pub mod metrics;
@@ -118,7 +119,8 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
     stop_free(serve_admin(&config, &metrics, &credentials, &control, log, &stop).serve(admin, axum::Router::new()));
     if let Some(addr) = config.tap_listen {
         let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
-        stop_free(grpc::serve(taps.routes(), listener, None, stop.clone()));
+        // A drain can be watched to its end.
+        stop_free(grpc::serve(taps.routes(), listener, None, Stop::new()));
     }
 
     let mut threads = Vec::new();
@@ -173,11 +175,14 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
         let sweep = tokio::task::spawn_local(shard.clone().sweep());
         let trim = tokio::task::spawn_local(memory::when_idle());
         shard.stop.stopping().await;
+        shard.drain.begin();
         accepting.close();
         accepting.wait().await;
         tasks.close();
         if tokio::time::timeout(shard.config.grace, tasks.wait()).await.is_err() {
             tracing::warn!(open = tasks.len(), "the grace period ended before all connections did");
+            shard.drain.end();
+            let _ = tokio::time::timeout(defaults::LAST_ANSWERS, tasks.wait()).await;
         }
         shard.close();
         sweep.abort();

@@ -307,6 +307,19 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// The client has the head of an answer already.
+    pub fn is_answered(&self) -> bool {
+        self.status != 0
+    }
+
+    /// The rest of the answer will not come, and that is ours to say.
+    pub fn cut_short(&mut self, head: &RequestHead, error: &Error) {
+        self.name(head, error);
+        self.reason = Some(error.reason());
+        self.failed = true;
+        self.count_error(error);
+    }
+
     /// The proxy answers a request itself. Gives the name under which it will be remembered.
     pub fn refused(&mut self, head: &RequestHead, error: &Error) -> RequestId {
         self.tap(None, head);

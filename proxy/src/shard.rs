@@ -11,6 +11,7 @@ use crate::balance::connect::Connector;
 use crate::balance::{Balancer, Rules};
 use crate::config::Config;
 use crate::control::{Control, Target};
+use crate::drain::Drain;
 use crate::metrics::{BackendLabels, Metrics};
 use crate::request::routes;
 use crate::tap::Taps;
@@ -46,6 +47,8 @@ pub struct Shard {
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Ends when the process does.
     pub stop: Stop,
+    /// How this thread ends.
+    pub drain: Drain,
     /// To endpoints of others.
     outbound: Rc<Connector>,
     /// To the workload.
@@ -85,6 +88,7 @@ impl Shard {
             taps,
             credentials,
             stop,
+            drain: Drain::default(),
             outbound,
             inbound,
             destinations: RefCell::default(),

@@ -139,6 +139,21 @@ impl Cluster {
         run(self.command(program.to_str().unwrap()).args(arguments))
     }
 
+    /// Fails the test, with what is wrong, unless `meshctl check` finds soon that all is well.
+    pub fn assert_well(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let check = self.meshctl(&["check"]);
+            if check.status.success() {
+                return;
+            }
+            let said = text(&check.stdout);
+            let wrong: Vec<_> = said.split('√').filter(|finding| finding.contains('×')).collect();
+            assert!(Instant::now() < deadline, "not well within {PATIENCE:?}: {}", wrong.join("..."));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     /// Runs kubectl; a failure fails the test.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         text(&ok(self.try_kubectl(arguments)).stdout)

@@ -59,6 +59,8 @@ pub struct TcpRoute {
     pub metadata: Metadata,
     /// What it does.
     pub spec: TcpRouteSpec,
+    /// What controllers say of it.
+    pub status: RouteStatus,
 }
 
 /// What a TCPRoute or TLSRoute does.

@@ -5,7 +5,7 @@
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -45,7 +45,7 @@ pub struct LogLevel {
 }
 
 impl LogLevel {
-    /// Changes it, e.g. `info` or `warn,gossamer_proxy=debug`. A filter that can't be read changes nothing.
+    /// Changes it, e.g. `info` or `warn,gossamer_proxy=debug`: levels by the beginning of a module's name. A filter that can't be read changes nothing.
     pub fn set(&self, filter: &str) -> Result<(), LogError> {
         let filter = filter.trim();
         (self.apply)(parse(filter)?)?;
@@ -95,11 +95,40 @@ fn parse(filter: &str) -> Result<Targets, LogError> {
         return Err(LogError(format!("a log level has at most {MAX_FILTER_BYTES} bytes")));
     }
     if filter.is_empty() {
-        return Err(LogError("a log level is needed, e.g. info or warn,gossamer_proxy=debug".to_owned()));
+        return Err(LogError(format!("a log level is needed: {FORM}")));
     }
-    filter.parse::<Targets>().map_err(|error| LogError(format!("invalid log level {filter:?}: {error}")))
+    let mut targets = Targets::new();
+    for directive in filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let wrong = |what: &str| LogError(format!("invalid log level {filter:?}: {what}; understood is {FORM}"));
+        // Not as RUST_LOG, where a level with a slip of the pen is a target of which everything is logged.
+        let (target, level) = match directive.rsplit_once('=') {
+            Some((target, level)) => (Some(target.trim()), level.trim()),
+            None => (None, directive),
+        };
+        let named =
+            |target: &str| !target.is_empty() && target.chars().all(|c| c.is_alphanumeric() || "_:-.".contains(c));
+        if directive.contains(['[', '{']) {
+            return Err(wrong(&format!("{directive:?} asks for spans or fields")));
+        }
+        if target.is_some_and(|target| !named(target)) {
+            return Err(wrong(&format!("{directive:?} has no target")));
+        }
+        let level = match level.is_empty() {
+            true => None,
+            false => level.parse::<LevelFilter>().ok(),
+        };
+        let Some(level) = level else { return Err(wrong(&format!("{directive:?} has no level"))) };
+        targets = match target {
+            Some(target) => targets.with_target(target, level),
+            None => targets.with_default(level),
+        };
+    }
+    Ok(targets)
 }
 
+/// What can be said, for people.
+const FORM: &str = "a level (off, error, warn, info, debug, trace), or TARGET=LEVEL for modules whose names begin so, \
+                    comma-separated, as warn,gossamer_proxy::balance=debug";
 const MAX_FILTER_BYTES: usize = 1024;
 
 #[cfg(test)]
@@ -114,8 +143,36 @@ mod tests {
         assert!(tracing::enabled!(tracing::Level::DEBUG));
         assert_eq!(level.current(), "debug");
         assert!(level.set("a=b=c").unwrap_err().to_string().contains("invalid log level"));
-        assert!(level.set("").unwrap_err().to_string().contains("is needed"));
+        assert!(level.set("").unwrap_err().to_string().contains("is needed: a level (off, "));
         assert!(level.set(&"x".repeat(2000)).unwrap_err().to_string().contains("at most"));
         assert_eq!(level.current(), "debug", "a bad level changes nothing");
+    }
+
+    #[test]
+    fn levels_by_target_are_understood_and_nothing_else() {
+        use tracing::Level;
+        let enabled = |filter: &str, target: &str, level: Level| parse(filter).unwrap().would_enable(target, &level);
+        for filter in ["warn,gossamer=info", "gossamer=INFO, warn", "warn,gossamer=3,"] {
+            assert!(enabled(filter, "gossamer_proxy::balance", Level::INFO), "{filter}");
+            assert!(!enabled(filter, "gossamer_proxy", Level::DEBUG) && !enabled(filter, "hyper", Level::INFO));
+            assert!(enabled(filter, "hyper", Level::WARN), "{filter}");
+        }
+        let longest = "info,gossamer_proxy=off,gossamer_proxy::balance=debug";
+        assert!(enabled(longest, "gossamer_proxy::balance::pool", Level::DEBUG));
+        assert!(!enabled(longest, "gossamer_proxy::tap", Level::ERROR) && enabled(longest, "x", Level::INFO));
+        assert!(!enabled("x=info", "gossamer", Level::ERROR), "nothing but what is named");
+        for (filter, why) in [
+            ("inof", "\"inof\" has no level"),
+            ("warn,gossamer_proxy", "\"gossamer_proxy\" has no level"),
+            ("warn,=debug", "no target"),
+            ("x=", "no level"),
+            ("warn,[request]=debug", "spans or fields"),
+            ("gossamer[{client}]=trace", "spans or fields"),
+            ("a=b=c", "no target"),
+            ("a b=info", "no target"),
+        ] {
+            let error = check(filter).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains("gossamer_proxy::balance=debug"), "{error}");
+        }
     }
 }

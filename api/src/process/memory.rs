@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
 use std::ptr::NonNull;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
 /// first 4 MiB would be resident from the start: three times what is needed at rest.
@@ -32,39 +33,58 @@ pub fn without_huge_pages() {
     }
 }
 
-/// Page faults since the last time that make another worth its cost.
+/// Page faults since the last time that make another worth its cost, or work: to free memory takes no faults.
 const WORTH: i64 = 64;
-/// How long the process is watched at a time, and how much it may do meanwhile to be called idle.
-const WATCHED: Duration = Duration::from_millis(250);
-/// The same before the first time: what the start needed shall not stay for long.
-const WATCHED_FIRST: Duration = Duration::from_millis(100);
+const WORK: Duration = Duration::from_millis(20);
+/// How much the process may do while it is watched to be called idle.
 const IDLE: Duration = Duration::from_millis(1);
-/// How often in turn: who is asked something every second keeps what it needs.
-const TIMES: u32 = 4;
-/// Between looks when there is nothing to give back.
-const PAUSE: Duration = Duration::from_secs(1);
+/// What the start and the first requests needed shall not stay for long.
+const YOUNG: Duration = Duration::from_secs(15);
+
+/// Once more after so long: connections and buffers go little by little, by work that is not worth it by itself.
+const AGAIN: Duration = Duration::from_secs(8);
+
+/// How idleness is looked for.
+struct Looks {
+    /// How long the process is watched at a time.
+    watched: Duration,
+    /// How often it must be idle in turn.
+    times: u32,
+    /// Between looks when there is nothing to give back.
+    pause: Duration,
+}
+
+const FIRST: Looks = Looks { watched: Duration::from_millis(100), times: 1, pause: Duration::from_millis(100) };
+const EARLY: Looks = Looks { times: 3, ..FIRST };
+/// Who is asked something every second keeps what it needs.
+const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1) };
 
 /// Watches the process until the future is dropped. The allocator keeps memory for each thread: to be run on the one
 /// that allocates most.
 pub async fn when_idle() {
     let unwritten = unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default());
-    let (mut last, mut idle) = (None, 0);
+    let start = Instant::now();
+    let (mut last, mut again, mut idle) = (None, None, 0);
     loop {
-        // What the start needed is given back as soon as it is over.
-        let enough = match last {
-            None => 1,
-            Some(last) if faults() - last >= WORTH => TIMES,
-            Some(_) => {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
+        let looks = match last {
+            None => FIRST,
+            Some(_) if start.elapsed() < YOUNG => EARLY,
+            Some(_) => LATER,
         };
+        let worth = last.is_none_or(|(faults_then, time)| {
+            faults() - faults_then >= WORTH || processor_time().saturating_sub(time) >= WORK
+        });
+        if !worth && again.is_none_or(|at| Instant::now() < at) {
+            tokio::time::sleep(looks.pause).await;
+            continue;
+        }
         let before = processor_time();
-        tokio::time::sleep(if last.is_none() { WATCHED_FIRST } else { WATCHED }).await;
+        tokio::time::sleep(looks.watched).await;
         idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
-        if idle >= enough {
+        if idle >= looks.times {
             give_back(&unwritten);
-            (last, idle) = (Some(faults()), 0);
+            again = worth.then(|| Instant::now() + AGAIN);
+            (last, idle) = (Some((faults(), processor_time())), 0);
         }
     }
 }

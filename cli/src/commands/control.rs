@@ -34,7 +34,7 @@ pub struct Args {
     /// No way out: programs in the mesh reach each other and nothing else
     #[arg(long)]
     pub(crate) isolated: bool,
-    /// What it logs, as RUST_LOG
+    /// What it logs: LEVEL or TARGET=LEVEL, comma-separated: warn,gossamer_destination=debug
     #[arg(long, default_value = "warn,gossamer=info")]
     log_level: String,
     /// End when there has been no workload for this long

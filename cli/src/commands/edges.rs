@@ -5,6 +5,7 @@ use crate::output::{Format, paint, table};
 use crate::place::{Place, Scope, Workload};
 use crate::resource;
 use crate::scrape::Sample;
+use crate::selector::Labels;
 use gossamer_api::workload::Identity;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,12 +20,15 @@ use std::process::ExitCode;
   meshctl edges                        all workloads
   meshctl edges web -o wide            with whole identities
   meshctl edges deploy/web -n shop
+  meshctl edges -l tier=db -n shop
   meshctl edges -A -o json             a whole cluster, for programs")]
 pub struct Args {
     /// Only edges of these workloads: deploy/web, pods, web (default: all)
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
     /// How to print it; wide has whole identities
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -48,7 +52,7 @@ type End = (String, String);
 /// Shows it.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
     let wanted = resource::parse(&args.resources)?;
-    let workloads = place.workloads(&args.scope, &wanted).await?;
+    let workloads = place.labelled(&args.scope, &wanted, &args.labels.selector()).await?;
     let within = args.scope.within(&place);
     if !workloads.iter().any(|workload| workload.meshed) {
         return Err(place.no_proxy(within.as_deref()));

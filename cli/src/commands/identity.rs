@@ -8,6 +8,7 @@ use crate::output::{Format, paint, paint_err};
 use crate::place::{Place, Port, Scope, Workload};
 use crate::resource;
 use crate::sandbox::state::Mesh;
+use crate::selector::Labels;
 use gossamer_api::process::tls::Anchors;
 use gossamer_api::settings;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -24,6 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
   meshctl identity                     all proxies
   meshctl identity web-1 -o json
   meshctl identity deploy/web -n shop
+  meshctl identity -l app=web -n shop
   meshctl identity rotate-root --dry-run",
     args_conflicts_with_subcommands = true
 )]
@@ -34,6 +36,8 @@ pub struct Args {
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
     /// How to print it
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -47,7 +51,8 @@ pub(crate) enum Action {
 
 /// Shows them; finds problems where one is not valid.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
-    let mut workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let mut workloads =
+        place.labelled(&args.scope, &resource::parse(&args.resources)?, &args.labels.selector()).await?;
     workloads.retain(|w| w.meshed);
     if workloads.is_empty() {
         return Err(place.no_proxy(args.scope.within(&place).as_deref()));

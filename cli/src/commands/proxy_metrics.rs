@@ -4,6 +4,7 @@ use crate::error::{CommandError, Result};
 use crate::fan;
 use crate::place::{Place, Scope};
 use crate::resource;
+use crate::selector::Labels;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -11,18 +12,22 @@ use std::process::ExitCode;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   meshctl proxy-metrics pod/web-5d8f9c-x2x7l -n shop
-  meshctl proxy-metrics deploy/web | grep outbound_http_errors_total")]
+  meshctl proxy-metrics deploy/web | grep outbound_http_errors_total
+  meshctl proxy-metrics -l app=web -n shop")]
 pub struct Args {
     /// Workloads: pod/web-5d8f9c-x2x7l, deploy/web, web-1
-    #[arg(required = true)]
+    #[arg(required_unless_present = "selector")]
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
 }
 
 /// Prints them; several are told apart by comments.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
-    let mut workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let mut workloads =
+        place.labelled(&args.scope, &resource::parse(&args.resources)?, &args.labels.selector()).await?;
     workloads.retain(|workload| workload.meshed);
     if workloads.is_empty() {
         return Err(place.no_proxy(args.scope.within(&place).as_deref()));

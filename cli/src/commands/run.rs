@@ -50,13 +50,16 @@ pub struct Args {
     /// A variable of its environment
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
+    /// A label, as on a pod, for policies and for --selector; app=NAME is there already
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
     /// A setting, as an annotation on a pod: config.gossamer.io/opaque-ports=7000
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     annotation: Vec<(String, String)>,
     /// The mesh to join; started if it is missing
     #[arg(long, env = "MESHCTL_MESH", default_value = state::DEFAULT)]
     mesh: String,
-    /// What the proxy logs on standard error, as RUST_LOG
+    /// What the proxy logs on standard error: LEVEL or TARGET=LEVEL, comma-separated: warn,gossamer_proxy::balance=debug
     #[arg(long, value_name = "FILTER", default_value = "warn")]
     proxy_log: String,
     /// The program and its arguments
@@ -247,6 +250,7 @@ impl Args {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             ports: self.ports.clone(),
+            labels: self.labels.iter().cloned().collect(),
             annotations,
             ..RegisterWorkload::default()
         }

@@ -5,6 +5,7 @@ use crate::error::{CommandError, Result};
 use crate::output::Format;
 use crate::place::{Place, Scope, Workload};
 use crate::resource::{self, Resource};
+use crate::selector::Labels;
 use crate::stats::{self, Answer, By, Counted, Scrape, Target};
 use crate::view::{self, Columns, Row};
 use k8s_openapi::api::core::v1::Service;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
   meshctl stat deploy/web -t 10s            one Deployment, during 10 seconds
   meshctl stat deploy -A -o wide            all Deployments of a cluster, with counts
   meshctl stat pods -n shop                 each pod
+  meshctl stat -l 'tier in (front,api)'     only what has such labels
   meshctl stat svc/api --from deploy/web    a service, as one of its clients sees it
   meshctl stat deploy/web --to svc/api      what a Deployment sends to a service
   meshctl stat routes                       HTTPRoutes and GRPCRoutes, as clients see them
@@ -33,6 +35,8 @@ pub struct Args {
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
     /// Only what this workload calls
     #[arg(long, value_name = "RESOURCE", conflicts_with = "to")]
     from: Option<String>,
@@ -62,6 +66,12 @@ pub struct Args {
 /// Shows it.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
     let wanted = resource::parse(&args.resources)?;
+    let by_name = args.from.is_some() || wanted.iter().any(|resource| matches!(resource.kind, "route" | "service"));
+    if by_name && args.labels.is_given() {
+        return Err(CommandError::usage(
+            "--selector chooses workloads; services, routes and --from are chosen by name",
+        ));
+    }
     let mut rows = if wanted.iter().any(|resource| resource.kind == "route") {
         of_routes(&args, &place, &wanted).await?
     } else if args.from.is_some() || wanted.iter().any(|resource| resource.kind == "service") {
@@ -91,7 +101,7 @@ pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
 }
 
 async fn from_inside(args: &Args, place: &Place, wanted: &[Resource]) -> Result<Vec<Row>> {
-    let workloads = place.workloads(&args.scope, wanted).await?;
+    let workloads = place.labelled(&args.scope, wanted, &args.labels.selector()).await?;
     none_is_an_error(args, place, &workloads)?;
     let to = args.to.as_ref().map(|to| target(args, place, to, args.to_namespace.as_ref())).transpose()?;
     let counted = watch(place, &workloads, args.time_window).await?;

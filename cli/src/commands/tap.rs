@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::output::{Format, paint};
 use crate::place::{Place, Scope};
 use crate::resource;
+use crate::selector::Labels;
 use crate::tapping::{self, Filter, address, method_name, micros};
 use futures_util::StreamExt;
 use gossamer_api::request_id::RequestId;
@@ -28,6 +29,7 @@ use std::time::Duration;
   meshctl tap web
   meshctl tap deploy/web -n shop --to svc/orders --path /orders
   meshctl tap web --from traffic              only what that client asks
+  meshctl tap -l app=web,canary -n shop       only pods with these labels
   meshctl tap pod/web-5d8f9c-x2x7l --method POST --max-rps 10
   meshctl tap web -o json | jq 'select(.responseInitEvent.httpStatus >= 500)'")]
 pub struct Args {
@@ -35,6 +37,8 @@ pub struct Args {
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
     #[command(flatten)]
     filter: Filter,
     /// End after this time (default: with Ctrl-C)
@@ -47,7 +51,7 @@ pub struct Args {
 
 /// Prints until the time is over, or for ever.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
-    let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let workloads = place.labelled(&args.scope, &resource::parse(&args.resources)?, &args.labels.selector()).await?;
     let mut events = tapping::open(&place, &args.scope, &workloads, &args.filter, args.output == Format::Json).await?;
     let over = async {
         match args.duration {

@@ -4,6 +4,7 @@ use crate::error::{Context, Result};
 use crate::output::{Format, milliseconds, percent, table};
 use crate::place::{Place, Scope, Workload};
 use crate::resource;
+use crate::selector::Labels;
 use crate::tapping::{self, Filter, address, method_name, micros};
 use futures_util::StreamExt;
 use linkerd2_proxy_api::tap::tap_event::http::{Event, StreamId};
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
   meshctl top                       all calls between services
   meshctl top web --to catalog
   meshctl top deploy/web -n shop
+  meshctl top -l tier=front -n shop
   meshctl top --duration 10s -o json
 
 Keys: q ends, s changes the order.")]
@@ -35,6 +37,8 @@ pub struct Args {
     resources: Vec<String>,
     #[command(flatten)]
     pub(crate) scope: Scope,
+    #[command(flatten)]
+    labels: Labels,
     #[command(flatten)]
     filter: Filter,
     /// Leave out who calls
@@ -59,12 +63,12 @@ const FRAME: Duration = Duration::from_millis(250);
 
 /// Shows it.
 pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
-    let workloads = place.workloads(&args.scope, &resource::parse(&args.resources)?).await?;
+    let workloads = place.labelled(&args.scope, &resource::parse(&args.resources)?, &args.labels.selector()).await?;
     let mut events = tapping::open(&place, &args.scope, &workloads, &args.filter, false).await?;
     // Names for addresses: of everybody if one may list them, else of those at hand.
     let everybody = place.all(None).await;
     let everybody = everybody.as_deref().unwrap_or(&workloads);
-    let mut board = Board::new(everybody, args.resources.is_empty(), args.hide_sources);
+    let mut board = Board::new(everybody, args.resources.is_empty() && !args.labels.is_given(), args.hide_sources);
     let live = args.output != Format::Json && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
     if live {
         let mut screen = Screen::open()?;

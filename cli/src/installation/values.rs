@@ -95,7 +95,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("defaultInboundPolicy", "Who may reach a workload that has no policy"),
     ("webhookFailurePolicy", "Without an injector, pods start without a proxy (Ignore) or not at all (Fail)"),
     ("gatewayApiCrds", "HTTPRoute and GRPCRoute come along: auto (if the cluster has none), always or never"),
-    ("logLevel", "What the control plane logs, as RUST_LOG"),
+    ("logLevel", "What the control plane logs: LEVEL or TARGET=LEVEL, comma-separated"),
     ("logFormat", "How it logs: plain or json"),
     ("cpuRequest", "Of each part of the control plane; empty is none"),
     ("memoryRequest", "Of each part of the control plane; empty is none"),

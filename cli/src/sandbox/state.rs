@@ -196,7 +196,8 @@ pub fn survivor(name: &str) -> Result<Option<u32>> {
     Ok(survivors(&directory()?.join(name)).first().map(|survivor| survivor.pid))
 }
 
-fn survivors(path: &Path) -> Vec<Survivor> {
+/// Workloads that live in the mesh with this folder, with a control plane or without.
+pub fn survivors(path: &Path) -> Vec<Survivor> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path.join(MEMBERS)).into_iter().flatten().flatten() {
         let path = entry.path();

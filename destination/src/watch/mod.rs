@@ -10,7 +10,7 @@
 //! | (core) | `namespaces`, `nodes`, `pods`, `services` | list, watch |
 //! | `discovery.k8s.io` | `endpointslices` | list, watch |
 //! | `gateway.networking.k8s.io` | `httproutes`, `grpcroutes`, `tlsroutes`, `tcproutes` | list, watch |
-//! | `gateway.networking.k8s.io` | `httproutes/status`, `grpcroutes/status` | patch |
+//! | `gateway.networking.k8s.io` | the same with `/status` | patch |
 //! | `policy.gossamer.io` | `authorizationpolicies` | list, watch |
 //! | `events.k8s.io` | `events` | create, patch |
 //!

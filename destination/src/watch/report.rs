@@ -87,6 +87,9 @@ impl Pages {
         let (metadata, parents, status) = match object {
             Object::HttpRoute(route) => (&mut route.metadata, &route.spec.parent_refs, &mut route.status),
             Object::GrpcRoute(route) => (&mut route.metadata, &route.spec.parent_refs, &mut route.status),
+            Object::TcpRoute(route) | Object::TlsRoute(route) => {
+                (&mut route.metadata, &route.spec.parent_refs, &mut route.status)
+            }
             _ => return key.kind == Kind::Service,
         };
         // Not needed in the index.
@@ -368,6 +371,26 @@ mod tests {
             said(WEB, "{filters: [{type: Nonsense}]}"),
             [format!("{FINE} PartiallyInvalid=True/UnsupportedValue")]
         );
+    }
+
+    #[test]
+    fn routes_of_bytes_are_told_as_well() {
+        for (kind, more) in [("TCPRoute", ""), ("TLSRoute", "hostnames: [web.example.com], ")] {
+            let told = |parent: &str, rule: &str| {
+                let route =
+                    route(parent, rule).replace("HTTPRoute", kind).replace("spec: {", &format!("spec: {{{more}"));
+                let status = status(&route, RouteStatus::default(), "now");
+                let one = |c: &StatusCondition| format!("{}={}/{}", c.kind, c.status, c.reason);
+                let parents = status.parents.iter().map(|parent| parent.conditions.iter().map(one).collect::<Vec<_>>());
+                parents.map(|conditions| conditions.join(" ")).collect::<Vec<_>>()
+            };
+            assert_eq!(told(WEB, "{backendRefs: [{name: web, port: 80}]}"), [FINE], "{kind}");
+            assert_eq!(told("{name: gateway}", "{}"), Vec::<String>::new(), "{kind}: not ours");
+            let none = "Accepted=False/NoMatchingParent ResolvedRefs=False/BackendNotFound";
+            assert_eq!(told(&WEB.replace("web", "gone"), "{backendRefs: [{name: gone, port: 80}]}"), [none], "{kind}");
+            let second = told(WEB, "{}, {}");
+            assert_eq!(second, [format!("{FINE} PartiallyInvalid=True/UnsupportedValue")], "{kind}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Buffers that connections borrow while they have bytes in hand, and give back when they wait.
 //!
 //! One bounded pool per thread, no lock. An idle connection holds none, so memory follows the number of connections
-//! that are busy at the same moment. A buffer may be given back while slices of it are still in use elsewhere: it is
-//! handed out again only after the last of them is gone.
+//! that are busy at the same moment. A buffer may be given back while slices of it are still in use elsewhere: what is
+//! behind them is handed out again at once if it is room enough, the rest after the last of them is gone.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -56,7 +56,7 @@ pub fn sweep() {
     crate::h2::sweep();
 }
 
-/// A buffer for reading, empty, with room for at least `size` bytes.
+/// A buffer for reading, empty, with room for `size` bytes, or for half of them if they are few.
 pub fn take(size: usize) -> BytesMut {
     let pooled = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
@@ -64,7 +64,8 @@ pub fn take(size: usize) -> BytesMut {
         // The most recent is the warmest in the cache; one that is still in use goes to the far end.
         for _ in 0..TRIES.min(shelf.len()) {
             let mut buffer = shelf.pop_back()?;
-            if buffer.try_reclaim(size) {
+            // Small messages of many connections share one: otherwise each would hold 16 KiB until it is sent on.
+            if buffer.try_reclaim(size) || (size <= SMALL && buffer.capacity() >= size / 2) {
                 return Some(buffer);
             }
             shelf.push_front(buffer);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_in_use_is_not_handed_out() {
+    fn what_is_in_use_is_not_handed_out() {
         let mut buffer = take(SMALL);
         buffer.extend_from_slice(b"kept");
         let slice = buffer.split_to(4).freeze();
@@ -260,7 +261,28 @@ mod tests {
         let mut other = take(SMALL);
         other.extend_from_slice(b"else");
         assert_eq!(&slice[..], b"kept");
-        assert_ne!(other.as_ptr(), slice.as_ptr());
+        assert_eq!(other.as_ptr(), slice.as_ptr().wrapping_add(4), "small messages share one");
+        let mut large = take(LARGE);
+        large.extend_from_slice(b"kept");
+        let slice = large.split_to(4).freeze();
+        give(large, LARGE);
+        assert!(take(LARGE).capacity() >= LARGE);
+        assert_eq!(&slice[..], b"kept");
+    }
+
+    #[test]
+    fn many_small_messages_need_few_buffers() {
+        let mut kept = Vec::new();
+        let mut buffers = std::collections::BTreeSet::new();
+        for _ in 0..256 {
+            let mut buffer = take(SMALL);
+            buffer.resize(1200, b'x');
+            kept.push(buffer.split_to(1200).freeze());
+            buffers.insert(buffer.as_ptr() as usize / SMALL);
+            give(buffer, SMALL);
+        }
+        let bytes: usize = kept.iter().map(|one| one.len()).sum();
+        assert!(buffers.len() * SMALL < 5 * bytes, "{} buffers", buffers.len());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::balance::{Balancer, Pick};
 use crate::error::Error;
 use crate::metrics::{
-    AuthzLabels, AuthzMetrics, Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, TlsLabel,
+    AuthzLabels, AuthzMetrics, Direction, Metrics, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics, TlsLabel,
 };
 use crate::policy::authorize::{Peer, PeerTls};
 use crate::request::routes::Rule;
@@ -53,7 +53,7 @@ pub(super) fn destination_tls(pick: &Pick) -> TlsLabel<'_> {
 
 /// Metric handles of a client's connection, found at its first request.
 pub struct ConnectionMetrics {
-    shard: Rc<Shard>,
+    metrics: Metrics,
     /// Which way.
     pub direction: Direction,
     target: SocketAddr,
@@ -73,36 +73,34 @@ pub(super) struct Handles {
 }
 
 impl ConnectionMetrics {
-    /// Of a connection of our workload.
-    pub fn outbound(shard: &Rc<Shard>, destination: &Destination, target: SocketAddr) -> Self {
-        let metrics = ConnectionMetrics {
-            shard: shard.clone(),
-            direction: Direction::Outbound,
-            target,
-            server: None,
-            peer: PeerTls::None,
-            tcp: OnceCell::new(),
-            rules: RefCell::default(),
+    /// Of a connection of our workload: all to one address share them.
+    pub fn outbound(shard: &Shard, destination: &Destination, target: SocketAddr) -> Rc<Self> {
+        let make = || {
+            Rc::new(ConnectionMetrics {
+                metrics: shard.metrics.clone(),
+                direction: Direction::Outbound,
+                target,
+                server: None,
+                peer: PeerTls::None,
+                tcp: OnceCell::new(),
+                rules: RefCell::default(),
+            })
         };
-        // The labels are those of the target alone: made once, not for each connection.
-        let (known, handle) = destination.clients.get_or_init(|| (target, metrics.tcp().clone()));
-        if *known == target {
-            let _ = metrics.tcp.set(handle.clone());
-        }
-        metrics
+        let known = destination.clients.get_or_init(make);
+        if known.target == target { known.clone() } else { make() }
     }
 
     /// Of a connection to our workload.
-    pub fn inbound(shard: &Rc<Shard>, policy: Option<&PortPolicy>, peer: &Peer, target: SocketAddr) -> Self {
-        ConnectionMetrics {
-            shard: shard.clone(),
+    pub fn inbound(shard: &Shard, policy: Option<&PortPolicy>, peer: &Peer, target: SocketAddr) -> Rc<Self> {
+        Rc::new(ConnectionMetrics {
+            metrics: shard.metrics.clone(),
             direction: Direction::Inbound,
             target,
             server: policy.map(|policy| policy.meta.clone()),
             peer: peer.tls.clone(),
             tcp: OnceCell::new(),
             rules: RefCell::default(),
-        }
+        })
     }
 
     pub(super) fn tls(&self) -> TlsLabel<'_> {
@@ -120,7 +118,7 @@ impl ConnectionMetrics {
             let mut labels = TcpLabels::new(self.direction, true, self.tls());
             labels.target = Some(self.target);
             labels.server = self.server.as_ref();
-            self.shard.metrics.tcp_scope(labels)
+            self.metrics.tcp_scope(labels)
         })
     }
 
@@ -130,7 +128,7 @@ impl ConnectionMetrics {
         labels.target = Some(self.target);
         labels.server = self.server.as_ref();
         labels.authority = error.target();
-        self.shard.metrics.request_scope(labels)
+        self.metrics.request_scope(labels)
     }
 
     pub(super) fn handles(&self, policy: &PortPolicy, rule: &Rc<Rule>, by: Option<&Authorization>) -> Handles {
@@ -151,10 +149,7 @@ impl ConnectionMetrics {
             tls: self.tls(),
             target: Some(self.target),
         };
-        let handles = Handles {
-            requests: self.shard.metrics.request_scope(labels),
-            authz: self.shard.metrics.authz_scope(authz),
-        };
+        let handles = Handles { requests: self.metrics.request_scope(labels), authz: self.metrics.authz_scope(authz) };
         // A policy that changes often must not make a long connection grow.
         if known.len() >= 32 {
             known.clear();
@@ -164,7 +159,7 @@ impl ConnectionMetrics {
     }
 
     pub(super) fn connection_authz(&self, policy: &PortPolicy, by: Option<&Authorization>) -> Arc<AuthzMetrics> {
-        self.shard.metrics.authz_scope(AuthzLabels {
+        self.metrics.authz_scope(AuthzLabels {
             server: &policy.meta,
             route: None,
             authz: by.map(|by| &by.meta),

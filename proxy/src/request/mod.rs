@@ -50,7 +50,7 @@ pub struct Connection {
     /// Which way.
     pub side: Side,
     /// Metric handles of this connection.
-    pub metrics: crate::record::ConnectionMetrics,
+    pub metrics: Rc<crate::record::ConnectionMetrics>,
 }
 
 /// Which way requests go.
@@ -76,8 +76,16 @@ pub enum After {
 /// Dropping the future cancels the request at the endpoint and is recorded.
 pub async fn handle(conn: &Connection, head: &mut RequestHead, down: &mut Downstream<'_>) -> After {
     let mut record = Record::request(conn, head);
-    match forward(conn, head, down, &mut record).await {
+    let forwarded = {
+        let forward = pin!(forward(conn, head, down, &mut record));
+        conn.shard.drain.within_grace(forward).await.unwrap_or(Err(Error::ShuttingDown))
+    };
+    match forwarded {
         Ok(after) => after,
+        Err(error) if record.is_answered() => {
+            record.cut_short(head, &error);
+            After::Abort
+        }
         Err(error) => {
             let id = record.refused(head, &error);
             let version = if record.was_upgraded { Version::Http2 } else { head.version };
@@ -187,7 +195,7 @@ async fn forward(
     };
 
     body.commit();
-    if conn.shard.stop.is_stopping()
+    if conn.shard.drain.is_begun()
         && let Downstream::H1(server) = down
     {
         // The drain began while the endpoint worked: the client should not count on this connection.

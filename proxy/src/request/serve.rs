@@ -9,8 +9,10 @@ use crate::{balance::pool, request::respond, tcp};
 use bytes::Bytes;
 use gossamer_api::defaults;
 use gossamer_engine::{RequestHead, Version, h1, h2};
+use std::future::{poll_fn, ready};
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// HTTP/1 until either side closes. Draining: the connection ends after the request in flight.
 ///
@@ -20,14 +22,21 @@ pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Out
     let mut server = h1::Server::new(io, prefix, pool::limits());
     let mut head = RequestHead::default();
     async move {
-        let stop = conn.shard.stop.clone();
+        let drain = &conn.shard.drain;
         // One for all requests: to wait for it anew each time takes a lock and a place in a list.
-        let mut stopping = pin!(stop.stopping());
+        let mut stopping = pin!(drain.begun());
+        // From the start: the first request may be there already, and has to be woken as well.
+        poll_fn(|cx| {
+            let _ = stopping.as_mut().poll(cx);
+            Poll::Ready(())
+        })
+        .await;
         loop {
             let next = tokio::select! {
                 biased;
                 next = server.request(&mut head) => next,
-                () = &mut stopping => break,
+                () = ready(()), if drain.is_begun() => break,
+                () = &mut stopping, if !drain.is_begun() => break,
             };
             match next {
                 None => break,
@@ -42,7 +51,7 @@ pub fn http1(conn: Rc<Connection>, io: Stream, prefix: Bytes) -> impl Future<Out
                     break;
                 }
             }
-            if stop.is_stopping() {
+            if drain.is_begun() {
                 server.set_close();
             }
             // Boxed: a connection that is idle holds only itself.
@@ -80,16 +89,18 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
         ..h2::Config::default()
     };
     let (driver, mut accept) = h2::server(io, prefix, config);
-    let stop = conn.shard.stop.clone();
+    let drain = &conn.shard.drain;
     let serve = async {
-        let mut draining = false;
+        let (mut begun, mut draining) = (pin!(drain.begun()), false);
         loop {
             let next = tokio::select! {
                 biased;
                 next = accept.incoming() => next,
-                () = stop.stopping(), if !draining => {
+                () = &mut begun, if !draining => {
                     draining = true;
                     accept.shutdown();
+                    // Each has to look at the drain from now on.
+                    accept.wake_streams();
                     continue;
                 }
             };

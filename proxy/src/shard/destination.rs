@@ -5,7 +5,7 @@
 use super::Shard;
 use crate::control::{Discovered, Target};
 use crate::error::Error;
-use crate::metrics::TcpMetrics;
+use crate::record::ConnectionMetrics;
 use crate::request::routes::{Routes, TcpRoutes};
 use gossamer_api::defaults;
 use gossamer_api::endpoint::Endpoint;
@@ -30,7 +30,7 @@ pub struct Destination {
     pub(super) changed: Notify,
     pub(super) used: Cell<Instant>,
     /// Metrics of the workload's connections here, found at the first one that goes to this address.
-    pub clients: OnceCell<(SocketAddr, Arc<TcpMetrics>)>,
+    pub clients: OnceCell<Rc<ConnectionMetrics>>,
 }
 
 /// Compiled outbound policy.

@@ -262,6 +262,161 @@ async fn a_message_without_a_place_is_refused() {
     assert_eq!(server.read(&mut [0; 9]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
+/// What a peer that holds the keys says in one record, or before it.
+#[derive(Clone, Debug)]
+enum Said {
+    Data(Vec<u8>),
+    NewKey {
+        asks: bool,
+    },
+    /// A message of that kind whose length is off by so much, cut in two where it says.
+    Message {
+        kind: u8,
+        body: Vec<u8>,
+        off: i8,
+        cut: u8,
+    },
+    Handshake(Vec<u8>),
+    Alert(Vec<u8>),
+    /// Sealed well, then changed in one bit.
+    Spoiled {
+        data: Vec<u8>,
+        at: u8,
+    },
+}
+
+fn said() -> impl proptest::strategy::Strategy<Value = Said> {
+    use proptest::prelude::*;
+    let some = |most| proptest::collection::vec(any::<u8>(), 0..most);
+    let kind = prop_oneof![Just(4u8), Just(8), Just(13), Just(24), any::<u8>()];
+    prop_oneof![
+        6 => some(300).prop_map(Said::Data),
+        3 => any::<bool>().prop_map(|asks| Said::NewKey { asks }),
+        2 => (kind, some(60), prop_oneof![3 => Just(0i8), 1 => -1..=1i8], any::<u8>())
+            .prop_map(|(kind, body, off, cut)| Said::Message { kind, body, off, cut }),
+        1 => some(40).prop_map(Said::Handshake),
+        1 => prop_oneof![some(4), Just(vec![1, 0]), Just(vec![1, 90]), any::<u8>().prop_map(|number| vec![2, number])]
+            .prop_map(Said::Alert),
+        1 => (some(40), any::<u8>()).prop_map(|(data, at)| Said::Spoiled { data, at }),
+    ]
+}
+
+/// The records of `said`, and whether a peer could rightly have said that.
+fn records_of(speaker: &mut Tls, said: &Said) -> (Vec<u8>, bool) {
+    let mut records = vec![0; 2 * records::FULL];
+    let mut length = 0;
+    let mut put = |speaker: &mut Tls, content, plain: &[u8]| {
+        length += speaker.outgoing.seal(content, plain, &mut records[length..]).unwrap();
+    };
+    let right = match said {
+        Said::Data(data) => {
+            put(speaker, Content::Data, data);
+            true
+        }
+        Said::NewKey { asks } => {
+            put(speaker, Content::Handshake, &[24, 0, 0, 1, u8::from(*asks)]);
+            let next = match &mut speaker.session {
+                Session::Client(session) => session.update_tx_secret(),
+                Session::Server(session) => session.update_tx_secret(),
+            };
+            speaker.outgoing = Key::new(next.unwrap()).unwrap();
+            true
+        }
+        Said::Message { kind, body, off, cut } => {
+            let length = body.len().saturating_add_signed((*off).into()) as u8;
+            let message = [&[*kind, 0, 0, length], &body[..]].concat();
+            let (first, second) = message.split_at(usize::from(*cut) % message.len());
+            put(speaker, Content::Handshake, first);
+            put(speaker, Content::Handshake, second);
+            false
+        }
+        Said::Handshake(message) => {
+            put(speaker, Content::Handshake, message);
+            false
+        }
+        Said::Alert(alert) => {
+            put(speaker, Content::Alert, alert);
+            false
+        }
+        Said::Spoiled { data, .. } => {
+            put(speaker, Content::Data, data);
+            false
+        }
+    };
+    records.truncate(length);
+    if let Said::Spoiled { at, .. } = said {
+        let at = usize::from(*at) % length;
+        records[at] ^= 1;
+    }
+    (records, right)
+}
+
+/// Sends all of it and the socket's end; then what the other end reads is a beginning of what was sent before the first
+/// thing that nobody may say, and all of it if there was none.
+async fn hears(mut speaker: Tls, mut hearer: Tls, all: &[Said]) -> Result<(), String> {
+    let (mut sent, mut sound) = (Vec::<u8>::new(), true);
+    let mut wire = Vec::new();
+    for said in all {
+        let (records, right) = records_of(&mut speaker, said);
+        wire.extend(records);
+        sound &= right;
+        if let Said::Data(data) = said {
+            sent.extend(data);
+        }
+    }
+    speaker.io.write_all(&wire).await.unwrap();
+    tokio::io::AsyncWriteExt::shutdown(&mut speaker.io).await.unwrap();
+    let mut got = Vec::new();
+    let end = loop {
+        let mut some = [0; 97];
+        match hearer.read(&mut some).await {
+            Ok(0) => break Ok(()),
+            Ok(count) => got.extend(&some[..count]),
+            Err(error) => break Err(error),
+        }
+        // A key that is owed is paid on the way.
+        let _ = hearer.write(b"x").await;
+    };
+    if !sent.starts_with(&got) {
+        return Err(format!("{got:?} was not sent"));
+    }
+    match &end {
+        Err(error) if sound && (error.kind() != io::ErrorKind::UnexpectedEof || got != sent) => {
+            Err(format!("{} of {} bytes, then {error}", got.len(), sent.len()))
+        }
+        Ok(()) if sound => Err("an end that nobody told".into()),
+        Ok(()) if !all.iter().any(|said| matches!(said, Said::Alert(alert) if matches!(alert[..], [_, 0]))) => {
+            Err("an end that nobody told".into())
+        }
+        // Once refused, always refused.
+        Err(error) if hearer.read(&mut [0; 9]).await.map_err(|again| again.kind()) != Err(error.kind()) => {
+            Err("what failed goes on".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(128))]
+
+    /// Tickets, keys, alerts and data in any order, right or nearly, sealed with the right keys, to both roles.
+    #[test]
+    fn whatever_a_peer_says_ends_in_what_was_sent_or_an_error(all in proptest::collection::vec(said(), 0..12)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mesh = Mesh::new();
+            for server_speaks in [false, true] {
+                let (client, server) = mesh.pair().await;
+                let (speaker, hearer) = if server_speaks { (server, client) } else { (client, server) };
+                let heard = tokio::time::timeout(std::time::Duration::from_secs(20), hears(speaker, hearer, &all)).await;
+                let heard = heard.unwrap_or_else(|_| Err("no end".into()));
+                proptest::prop_assert!(heard.is_ok(), "server speaks: {}: {:?}", server_speaks, heard);
+            }
+            Ok(())
+        })?;
+    }
+}
+
 #[tokio::test]
 async fn new_keys_without_end_are_refused() {
     let (mut client, mut server) = Mesh::new().pair().await;

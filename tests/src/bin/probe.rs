@@ -1,5 +1,6 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
-//! the mesh. `probe http|greeter|count|reset PORT`, `probe fail STATUS PORT`, `probe get|intercepted HOST PORT 4|6`, `probe greet|half-close|broken HOST PORT`,
+//! the mesh. `probe http|greeter|count|reset PORT`, `probe fail STATUS PORT`, `probe get|intercepted HOST PORT 4|6`,
+//! `probe greet|half-close|broken|answer HOST PORT`,
 //! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
 //! `probe sniff WORD...`, `probe processes|memory NAME`, `probe kill NAME VARIABLE=VALUE`.
 
@@ -24,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["get", host, port, version] => get(host, port.parse()?, version == "6"),
         ["intercepted", host, port, version] => intercepted(host, port.parse()?, version == "6"),
         ["greet", host, port] => greet(host, port.parse()?),
+        ["answer", host, port] => answer(host, port.parse()?),
         ["load", how, host, port, path, rate, seconds, ref headers @ ..] => {
             let port = port.parse()?;
             let addr = lookup(host, port)?;
@@ -122,6 +124,14 @@ fn broken(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
+}
+
+/// Says back whatever the server says, on one connection for as long as that lasts.
+fn answer(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
+    let (io, _) = connect(host, port, false)?;
+    io.set_read_timeout(None)?;
+    std::io::copy(&mut &io, &mut &io)?;
+    Ok(())
 }
 
 fn connect(host: &str, port: u16, v6: bool) -> Result<(TcpStream, SocketAddr), Box<dyn Error>> {

@@ -66,8 +66,7 @@ pub(crate) fn check_finds_what_is_wrong(cluster: &Cluster) {
         ],
     );
     ok(cluster.shell(install));
-    let output = cluster.meshctl(&["check"]);
-    assert!(output.status.success(), "{}", text(&output.stdout));
+    cluster.assert_well();
 
     // No part runs, and the API server believes somebody else.
     for part in ["identity", "destination", "injector"] {
@@ -85,8 +84,7 @@ pub(crate) fn check_finds_what_is_wrong(cluster: &Cluster) {
     for part in ["identity", "destination", "injector"] {
         control(&["scale", &format!("deploy/gossamer-{part}"), "--replicas=1"]);
     }
-    let output = cluster.meshctl(&["check"]);
-    assert!(output.status.success(), "{}", text(&output.stdout));
+    cluster.assert_well();
 
     // Pods of the control plane: three, with one container each.
     let pods = cluster.json(&["-n", "gossamer", "get", "pods", "--field-selector=status.phase=Running"]);
@@ -176,6 +174,5 @@ pub(crate) fn the_injector_makes_its_certificate_anew(cluster: &Cluster) {
         Some(())
     });
     space.ready(&["shop"]);
-    let output = cluster.meshctl(&["check"]);
-    assert!(output.status.success(), "{}", text(&output.stdout));
+    cluster.assert_well();
 }

@@ -32,8 +32,7 @@ pub(crate) fn without_a_control_plane_nothing_fails(cluster: &Cluster) {
         event(&space, "shop", "destination service", "stays in force");
     });
     scale("--replicas=1");
-    let check = cluster.meshctl(&["check"]);
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    cluster.assert_well();
     without_discovery_alone(&space);
     eventually("the new service works", || {
         let load = space.load("shop", "new", ("unseen", "/"), 10.0, 0.5, &[]);

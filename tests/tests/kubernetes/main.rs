@@ -137,7 +137,8 @@ fn main() {
     }
     // Before the process ends with a code: `exit` would not.
     drop(cluster);
-    println!("{} failed {failed:?}, {:.0} s in all", failed.len(), start.elapsed().as_secs_f64());
+    failed.iter().for_each(|failure| println!("FAILED {failure}"));
+    println!("{} failed, {:.0} s in all", failed.len(), start.elapsed().as_secs_f64());
     std::process::exit(i32::from(!failed.is_empty()));
 }
 
@@ -153,11 +154,15 @@ impl Report {
 
     fn judge(&self, cluster: &Cluster, name: &str, test: impl FnOnce(&Cluster)) -> bool {
         let start = Instant::now();
-        let passed = catch_unwind(AssertUnwindSafe(|| test(cluster))).is_ok();
-        println!("test {name} ... {} ({:.1} s)", if passed { "ok" } else { "FAILED" }, start.elapsed().as_secs_f64());
-        if !passed {
-            self.failed.lock().unwrap().push(name.to_string());
+        let result = catch_unwind(AssertUnwindSafe(|| test(cluster)));
+        let seconds = start.elapsed().as_secs_f64();
+        println!("test {name} ... {} ({seconds:.1} s)", if result.is_ok() { "ok" } else { "FAILED" });
+        if let Err(panic) = &result {
+            // Told again at the end, behind all that is told about the cluster.
+            let why = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let why: String = why.unwrap_or_default().chars().take(1000).collect();
+            self.failed.lock().unwrap().push(format!("{name}: {why}"));
         }
-        passed
+        result.is_ok()
     }
 }

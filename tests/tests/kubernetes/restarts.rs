@@ -30,8 +30,7 @@ pub(crate) fn restarted_daemons_fail_nothing(cluster: &Cluster) {
         let all = pods.iter().all(|pod| load.by(pod["metadata"]["name"].as_str().unwrap()) > 0);
         (all && load.ok() == load.total()).then_some(())
     });
-    let check = cluster.meshctl(&["check"]);
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    cluster.assert_well();
 }
 
 /// Everything ends at once and starts again by itself: API server, control plane, proxies, and what they stand beside. Pods
@@ -75,12 +74,7 @@ pub(crate) fn a_node_comes_back_after_a_power_cut(cluster: &Cluster) {
     assert_eq!(stranger.status(403), stranger.total(), "{stranger:?}");
     let after: u64 = space.pods("app").iter().map(restarts).sum();
     assert!(after > before, "the proxies were restarted: {before} {after}");
-    eventually("all is well", || {
-        let check = cluster.meshctl(&["check"]);
-        let wrong = String::from_utf8_lossy(&check.stdout).into_owned();
-        wrong.split("√").filter(|finding| finding.contains('×')).for_each(|finding| println!("{finding}"));
-        check.status.success().then_some(())
-    });
+    cluster.assert_well();
     let identities = cluster.meshctl(&["identity", "-n", &space.name, "-o", "json"]);
     let identities: serde_json::Value = serde_json::from_slice(&identities.stdout).unwrap();
     let identities = identities.as_array().unwrap();

@@ -17,8 +17,7 @@ pub(crate) fn a_new_root_fails_nothing(cluster: &Cluster) {
         ok(cluster.meshctl(&["identity", "rotate-root", "--yes"]));
     });
     assert_ne!(anchors(cluster), before);
-    let check = cluster.meshctl(&["check"]);
-    assert!(check.status.success(), "{}", text(&check.stdout));
+    cluster.assert_well();
     the_proxy_comes_back(&space);
 }
 
@@ -65,8 +64,7 @@ pub(crate) fn an_issuer_of_cert_manager_is_taken_over(cluster: &Cluster) {
         });
     });
     assert!(anchors(cluster).contains(root.certificate.lines().nth(3).unwrap()));
-    let check = cluster.meshctl(&["check"]);
-    assert!(check.status.success(), "{}", text(&check.stdout));
+    cluster.assert_well();
 }
 
 /// The Secret as cert-manager writes it; without an issuer only its mark.

@@ -1,7 +1,7 @@
 //! A mesh in use is changed: highly available and back, with what was set before.
 
 use crate::rollout::{under_load, web_and_shop};
-use gossamer_tests::cluster::{Cluster, eventually, ok, text};
+use gossamer_tests::cluster::{Cluster, ok};
 
 pub(crate) fn an_upgrade_keeps_what_was_set(cluster: &Cluster) {
     let space = web_and_shop(cluster, "upgrade", 2);
@@ -14,14 +14,7 @@ pub(crate) fn an_upgrade_keeps_what_was_set(cluster: &Cluster) {
             cluster.kubectl(&["-n", "gossamer", "rollout", "status", &name, "--timeout=120s"]);
         }
         // The rollout is over, its last pods may still be on their way.
-        eventually("all is well", || {
-            let check = cluster.meshctl(&["check"]);
-            text(&check.stdout)
-                .split('√')
-                .filter(|finding| finding.contains('×'))
-                .for_each(|wrong| println!("{wrong}"));
-            check.status.success().then_some(())
-        });
+        cluster.assert_well();
     };
     let replicas = || {
         let all = cluster.json(&["-n", "gossamer", "get", "deployments"]);

@@ -125,6 +125,8 @@ async fn the_grace_period_bounds_the_wait() {
     raw.send("GET /hang HTTP/1.1\r\nhost: web\r\n\r\n").await;
     becomes(1, || async { app.count() }).await;
     shop.terminate();
-    assert_eq!(shop.ended().await.code(), Some(0));
+    let answer = raw.answer().await;
+    assert_eq!((answer.status, answer.reason()), (503, "shutting-down"), "{answer:?}");
     assert!(raw.ends().await);
+    assert_eq!(shop.ended().await.code(), Some(0));
 }

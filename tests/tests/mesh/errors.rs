@@ -1,11 +1,15 @@
 //! Every answer that the proxy makes itself says why, in one word that is the same for HTTP, gRPC and metrics.
 
 use crate::{WEB, tap};
+use futures_util::future::join_all;
+use gossamer_api::defaults::H2_CONNECTIONS;
 use gossamer_proxy::error::REASONS;
 use gossamer_tests::app::{self, empty};
-use gossamer_tests::client::{H1, H2, grpc_request, post_request};
-use gossamer_tests::expect::eventually;
+use gossamer_tests::client::{Answer, H1, H2, Raw, grpc_request, post_request};
+use gossamer_tests::expect::{becomes, eventually};
 use gossamer_tests::mesh::{Mesh, Proxy};
+use linkerd2_proxy_api::tap::TapEvent;
+use tonic::Streaming;
 
 const ROUTES: &str = r#"
 apiVersion: v1
@@ -108,32 +112,109 @@ async fn every_cause_has_the_same_word_everywhere() {
     }
     for (target, path, reason, ..) in ANSWERS {
         let answer = H1::connect(mesh.shop.to(target)).await.send(post_request("web", path, "x")).await.unwrap();
-        let id = answer.header("gossamer-request");
-        assert_eq!((answer.reason(), answer.text().starts_with(reason)), (*reason, true), "{target}{path}: {answer:?}");
-        let mut found = None;
-        for (at, proxy) in proxies.iter().enumerate() {
-            if let Ok(story) = tap::explain(proxy.tap(), id).await {
-                found = Some((at, story));
-            }
-        }
-        let (at, story) = found.unwrap_or_else(|| panic!("{target}{path}: nobody remembers {id}"));
-        assert_eq!((story.reason.as_str(), story.path.as_str()), (*reason, *path));
-        assert!(!story.message.is_empty() && answer.header("l5d-proxy-error").contains(&story.message), "{story:#?}");
-        let told = tap::reason_of(&mut taps[at], id).await;
-        assert_eq!(told.as_deref(), Some(*reason), "{target}{path}: tap");
-        let proxy = proxies[at];
-        let line = eventually("its line of the access log", || async {
-            let log = proxy.log();
-            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-            lines.find(|line| line["request"] == id)
-        })
-        .await;
-        assert!(line["reason"] == *reason && line["status"] == answer.status, "{line}");
-        let metrics = proxy.metrics().await;
-        let direction = if at == 0 { "outbound" } else { "inbound" };
-        let counted = metrics.sum(&format!("{direction}_http_errors_total"), &[("error", reason)]);
-        assert!(counted >= 1.0, "{reason}\n{}", metrics.text);
+        same_word_everywhere(&proxies, &mut taps, &answer, reason, path).await;
     }
+}
+
+/// Asked of the proxy that gave the answer, whichever of them it is; the first is the client's.
+async fn same_word_everywhere(
+    proxies: &[&Proxy],
+    taps: &mut [Streaming<TapEvent>],
+    answer: &Answer,
+    reason: &str,
+    path: &str,
+) {
+    let id = answer.header("gossamer-request");
+    assert_eq!((answer.reason(), answer.text().starts_with(reason)), (reason, true), "{path}: {answer:?}");
+    let (mut found, mut counted) = (None, 0.0);
+    for (at, proxy) in proxies.iter().enumerate() {
+        if let Ok(story) = tap::explain(proxy.tap(), id).await {
+            let metrics = proxy.metrics().await;
+            let direction = if at == 0 { "outbound" } else { "inbound" };
+            counted = metrics.sum(&format!("{direction}_http_errors_total"), &[("error", reason)]);
+            found = Some((at, story));
+        }
+    }
+    let (at, story) = found.unwrap_or_else(|| panic!("{path}: nobody remembers {id}"));
+    assert!(counted >= 1.0, "{reason} is not counted");
+    assert_eq!((story.reason.as_str(), story.path.as_str()), (reason, path));
+    assert!(!story.message.is_empty() && answer.header("l5d-proxy-error").contains(&story.message), "{story:#?}");
+    let told = tap::reason_of(&mut taps[at], id).await;
+    assert_eq!(told.as_deref(), Some(reason), "{path}: tap");
+    let line = eventually("its line of the access log", || async {
+        let log = proxies[at].log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["request"] == id)
+    })
+    .await;
+    assert!(line["reason"] == reason && line["status"] == answer.status, "{line}");
+    assert!(REASONS.iter().any(|(known, ..)| *known == reason), "`meshctl why {reason}` explains it");
+}
+
+/// The workload takes eight streams at once, and they hang.
+#[tokio::test]
+async fn overloaded_is_the_same_word_everywhere() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web").streams(1);
+    let web = mesh.workload("web").serve(8080, app.handler()).set("access-log", "json").start().await;
+    let shop = mesh.workload("shop").calls(WEB).set("access-log", "json").start().await;
+    let proxies = [&shop, &web];
+    let mut taps = Vec::new();
+    for proxy in proxies {
+        taps.push(tap::observe(proxy.tap(), tap::everything(100)).await);
+    }
+    let client = H2::connect(shop.to(WEB)).await;
+    let hanging = join_all((0..H2_CONNECTIONS).map(|_| client.start(post_request("web", "/hang", "x"))));
+    let another = async {
+        becomes(H2_CONNECTIONS, || async { app.count() }).await;
+        client.send(post_request("web", "/echo", "x")).await.unwrap()
+    };
+    let answer = tokio::select! {
+        _ = hanging => panic!("they hang"),
+        answer = another => answer,
+    };
+    assert_eq!(answer.status, 503);
+    same_word_everywhere(&proxies, &mut taps, &answer, "overloaded", "/echo").await;
+}
+
+/// A request that outlives the grace period is told so, by the proxy of its client. That proxy is about to end, so what
+/// it says of the request is asked for at once.
+#[tokio::test]
+async fn shutting_down_is_the_same_word_everywhere() {
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let _greeter = mesh.workload("greeter").serve(7000, app::speaks_first(b"hello")).start().await;
+    let shop = mesh.workload("shop").calls(WEB).calls("greeter:7000").set("access-log", "json");
+    let mut shop = shop.set("shutdown-grace-period", "300ms").start().await;
+    let mut taps = [tap::observe(shop.tap(), tap::everything(100)).await];
+    // Somebody who does not go, so that the proxy has to wait for as long as it waits for anybody.
+    let mut stays = Raw::connect(shop.to("greeter:7000")).await;
+    assert_eq!(stays.exactly(5).await, "hello");
+    let (mut h1, h2) = (H1::connect(shop.to(WEB)).await, H2::connect(shop.to(WEB)).await);
+    let mut streamed = Raw::connect(shop.to(WEB)).await;
+    streamed.send("POST /echo HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+    assert_eq!(streamed.head().await.0, 200);
+    let hang = || post_request("web", "/hang", "x");
+    let terminate = async {
+        becomes(4, || async { app.count() }).await;
+        shop.terminate();
+    };
+    let (one, two, three, ()) =
+        tokio::join!(h1.send(hang()), h2.send(hang()), h2.grpc("web", "/hang", b"x"), terminate);
+    let (one, two) = (one.unwrap(), two.unwrap());
+    same_word_everywhere(&[&shop], &mut taps, &one, "shutting-down", "/hang").await;
+    same_word_everywhere(&[&shop], &mut taps, &two, "shutting-down", "/hang").await;
+    assert_eq!((one.status, one.header("connection"), two.status), (503, "close", 503), "{one:?}");
+    assert_eq!((three.reason(), three.grpc()), ("shutting-down", Some(14)), "{three:?}");
+    // Half an answer is never passed off as a whole one, nor as its client's fault.
+    assert!(streamed.rest().await.is_err(), "reset");
+    assert_eq!(shop.ended().await.code(), Some(0));
+    assert!(stays.ends().await);
+    let log = shop.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let reasons: Vec<_> = lines.filter(|line| line["request"].is_string()).map(|line| line["reason"].clone()).collect();
+    assert_eq!(reasons, ["shutting-down"; 4], "{log}");
 }
 
 /// The client may insist on who serves it.

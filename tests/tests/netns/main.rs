@@ -286,6 +286,73 @@ fn a_program_reaches_the_machine_outside() {
     assert!(!text.contains(" 200 ") && start.elapsed() < Duration::from_secs(10), "{text}");
 }
 
+/// A connection out of the mesh is not the control plane's, and goes on without it; so does the next control plane's way out.
+#[test]
+fn a_connection_to_the_machine_outlives_the_control_plane() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port().to_string();
+    let mut mesh = Mesh::new("relayed");
+    mesh.control();
+    let starts = |mesh: &Mesh, name: &str| {
+        let log = fs::File::options().create(true).append(true).open(mesh.log(name)).unwrap();
+        let mut client = mesh.command(&["run", name, "--"]);
+        client.arg(program().with_file_name("probe")).args(["answer", "host.mesh.internal", &port]);
+        let client = client.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let io = loop {
+            if let Ok((io, _)) = server.accept() {
+                break io;
+            }
+            assert!(Instant::now() < deadline, "{}", mesh.logs());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        io.set_nonblocking(false).unwrap();
+        io.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (client, io)
+    };
+    let answers = |mesh: &Mesh, mut io: &std::net::TcpStream, word: &str| {
+        io.write_all(word.as_bytes()).unwrap();
+        let mut said = vec![0; word.len()];
+        io.read_exact(&mut said).unwrap_or_else(|error| panic!("{word}: {error}\n{}", mesh.logs()));
+        assert_eq!(said, word.as_bytes());
+    };
+    let (client, first) = starts(&mesh, "first");
+    mesh.services.push(client);
+    answers(&mesh, &first, "with its control plane");
+    for _ in 0..2 {
+        mesh.kill_control();
+        answers(&mesh, &first, "without one");
+        mesh.control();
+        answers(&mesh, &first, "with another");
+    }
+    let (client, second) = starts(&mesh, "second");
+    mesh.services.push(client);
+    answers(&mesh, &second, "by the way of the new one");
+    // What is left ends with the last workload.
+    mesh.kill_control();
+    answers(&mesh, &second, "without it");
+    for mut workload in std::mem::take(&mut mesh.services) {
+        workload.kill().unwrap();
+        workload.wait().unwrap();
+    }
+    assert!(matches!((&first).read(&mut [0]), Ok(0) | Err(_)) && matches!((&second).read(&mut [0]), Ok(0) | Err(_)));
+    let folder = format!("XDG_RUNTIME_DIR={}", mesh.folder.path().display());
+    let left = || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let of_this_mesh = |entry: &fs::DirEntry| {
+            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|variable| variable == folder.as_bytes())
+        };
+        all.filter(of_this_mesh).map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !left().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", left());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// In a user namespace of its own the switch is the test's, and root without capabilities is an ordinary user.
 #[test]
 fn where_private_networks_are_forbidden_it_says_what_to_do() {
@@ -344,7 +411,7 @@ fn an_ordinary_user_needs_no_privilege() {
     let output = command.current_dir(&home).stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("9 passed; 0 failed"), "{out}");
+    assert!(out.contains("10 passed; 0 failed"), "{out}");
 }
 
 #[test]

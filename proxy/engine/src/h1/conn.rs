@@ -44,6 +44,13 @@ impl Input {
         }
     }
 
+    /// For when no more bytes are expected soon.
+    fn release_if_empty(&mut self) {
+        if self.bytes.is_empty() {
+            self.release();
+        }
+    }
+
     /// Makes room for a read, for about `size` bytes if there is nothing in hand.
     fn make_room(&mut self, size: usize) {
         if !self.bytes.is_empty() {
@@ -117,9 +124,7 @@ impl<S: Io> Conn<S> {
                 Poll::Ready(Ok(read))
             }
             Poll::Pending => {
-                if self.input.is_empty() {
-                    self.input.release();
-                }
+                self.input.release_if_empty();
                 Poll::Pending
             }
         }
@@ -142,6 +147,7 @@ impl<S: Io> Conn<S> {
                             return Poll::Ready(Err(Error::HeadTooLarge));
                         }
                         self.input.bytes.advance(len);
+                        self.input.release_if_empty();
                         self.scanned = 0;
                         self.filled = false;
                         return Poll::Ready(Ok(Some(facts)));
@@ -165,7 +171,12 @@ impl<S: Io> Conn<S> {
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>, body: &mut Decoder) -> Poll<Option<Result<Bytes, Error>>> {
         loop {
             match body.next(&mut self.input.bytes, &self.limits) {
-                Ok(Step::Data(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Step::Data(data)) => {
+                    if body.is_end() {
+                        self.input.release_if_empty();
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
                 Ok(Step::End) => return Poll::Ready(None),
                 Ok(Step::More) => {}
                 Err(error) => return Poll::Ready(Some(Err(error))),

@@ -287,6 +287,12 @@ impl Connection {
         }
     }
 
+    pub(super) fn wake_streams(&mut self) {
+        for key in self.slots.open() {
+            self.woke |= self.slots[key].wake_all();
+        }
+    }
+
     /// A client opens a stream.
     pub(super) fn open(&mut self, request: &RequestHead, end_stream: bool) -> Result<(u32, u32), Error> {
         if !self.has_capacity() {

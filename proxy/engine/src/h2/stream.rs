@@ -143,6 +143,11 @@ impl Accept {
         self.shared.borrow_mut().shutdown();
     }
 
+    /// Wakes whoever waits for a stream: something that is not of this connection has changed for all of them.
+    pub fn wake_streams(&self) {
+        self.shared.borrow_mut().wake_streams();
+    }
+
     /// A handle that only says goodbye, for a task that does not own this one.
     pub fn closer(&self) -> Closer {
         Closer { shared: self.shared.clone() }
