@@ -272,6 +272,10 @@ fn replicas_share_a_name_and_a_port_can_be_published() {
         std::io::BufRead::read_line(&mut std::io::BufReader::new(io), &mut line).is_ok()
             && line.contains("LEDGER ready")
     });
+    let taken = meshctl(state.path()).args(["run", "other", "--publish", &publish, "--", "true"]).output().unwrap();
+    let said = text(&taken);
+    assert_eq!((taken.status.code(), said.trim().lines().count()), (Some(1), 2), "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{free}")) && said.contains("hint: another process uses"), "{said}");
     let script =
         "getent ahostsv4 ledger-1.ledger; getent ahostsv4 ledger-2.ledger; getent ahostsv4 nobody || echo none";
     let names = text(&meshctl(state.path()).args(["run", "client", "--", "sh", "-c", script]).output().unwrap());

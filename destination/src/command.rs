@@ -9,6 +9,7 @@ use gossamer_api::defaults;
 use gossamer_api::process::admin::Admin;
 use gossamer_api::process::certify::{self, CertifyConfig, Token, TrustAnchors};
 use gossamer_api::process::grpc::{self, ServerTls};
+use gossamer_api::process::listen::bind;
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
 use gossamer_api::process::tls::ClientAuth;
@@ -19,7 +20,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 
 /// Tells proxies where services are and how to reach them.
 #[derive(Clone, Debug, clap::Args)]
@@ -104,9 +104,9 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     let addresses = options.addresses();
     let mut listeners = Vec::new();
     for address in &addresses {
-        listeners.push(TcpListener::bind(address).await.with_context(|| format!("--listen {address}"))?);
+        listeners.push(bind("--listen", *address).await?);
     }
-    let page = TcpListener::bind(options.admin).await.with_context(|| format!("--admin {}", options.admin))?;
+    let page = bind("--admin", options.admin).await?;
     let tls = options.tls(&stop)?;
     let progress = match options.kubernetes {
         true => Some({
@@ -143,7 +143,7 @@ pub async fn start(options: Options) -> anyhow::Result<bool> {
     if tls.is_some() {
         // Who may port-forward into the control plane's namespace could read all of this from the API as well.
         anyhow::ensure!(options.query.ip().is_loopback(), "--query {} is no loopback address", options.query);
-        let listener = TcpListener::bind(options.query).await.with_context(|| format!("--query {}", options.query))?;
+        let listener = bind("--query", options.query).await?;
         let asked = serve::State { registry: registry.clone(), admit: None, stop: stop.clone() };
         stop.spawn(grpc::serve(serve::services(asked), listener, None, stop.clone()));
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use gossamer_api::process::admin::Admin;
+use gossamer_api::process::listen::bind;
 use gossamer_api::process::log::{self, LogLevel};
 use gossamer_api::process::stop::Stop;
 use gossamer_api::{defaults, keys};
@@ -146,10 +147,6 @@ impl Process<'_> {
         tracing::info!(address = %options.listen, identity = %authority.identity, "issuing certificates");
         serve(&authority.service, authority.identity, listener, stop.clone()).await
     }
-}
-
-async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{option} {address}"))
 }
 
 fn any(port: u16) -> SocketAddr {

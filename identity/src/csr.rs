@@ -146,7 +146,8 @@ mod tests {
         let p256 = |change: &dyn Fn(&mut CertificateParams)| csr(&key, change);
         let mut forged = p256(&|_| {});
         *forged.last_mut().unwrap() ^= 1;
-        let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let key_of = |algorithm| KeyPair::generate_for(algorithm).unwrap();
+        let ed25519 = key_of(&rcgen::PKCS_ED25519);
         let cases = [
             (Vec::new(), "csr_size"),
             (vec![0x30; MAX_CSR_BYTES + 1], "csr_size"),
@@ -154,6 +155,8 @@ mod tests {
             ([p256(&|_| {}), vec![0]].concat(), "csr_malformed"),
             (forged, "csr_signature"),
             (csr(&ed25519, |_| {}), "csr_key"),
+            (csr(&key_of(&rcgen::PKCS_ECDSA_P521_SHA512), |_| {}), "csr_key"),
+            (csr(&key_of(&rcgen::PKCS_RSA_SHA256), |_| {}), "csr_key"),
             (p256(&|p| p.subject_alt_names.clear()), "csr_name"),
             (
                 p256(&|p| {

@@ -324,6 +324,11 @@ mod tests {
         assert!(has(|e| matches!(e, ParsedExtension::AuthorityKeyIdentifier(_))));
         let life = parsed.validity().time_to_expiration().unwrap().whole_seconds();
         assert!((24 * 3600..=24 * 3600 + 20).contains(&life), "{life}");
+        // Whoever's clock is as far off as is allowed takes it at once, and to the end of its day.
+        let unix = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let validity = parsed.validity();
+        assert_eq!(unix(now) - validity.not_before.timestamp(), defaults::CLOCK_SKEW.as_secs() as i64);
+        assert_eq!(validity.not_after.timestamp() - unix(now), 24 * 3600 + defaults::CLOCK_SKEW.as_secs() as i64);
         assert_eq!(tls::not_after_of(&leaf.der).unwrap(), leaf.not_after);
         let other = issuer.issue(&web(), &key, now).unwrap();
         assert_ne!(other.der, leaf.der, "serial numbers are random");

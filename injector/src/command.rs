@@ -18,6 +18,7 @@ use gossamer_api::defaults;
 use gossamer_api::kubernetes::Map;
 use gossamer_api::kubernetes::validate::nearest;
 use gossamer_api::process::admin::Admin;
+use gossamer_api::process::listen::bind;
 use gossamer_api::process::log;
 use gossamer_api::process::stop::Stop;
 use k8s_openapi::api::core::v1::Secret;
@@ -91,8 +92,8 @@ pub async fn start(options: Options) -> Result<bool> {
     tokio::spawn(follow_anchors(client.clone(), options.control_namespace.clone(), values, values_sender));
     tokio::spawn(events::publish(client.clone(), std::env::var("HOSTNAME").ok(), news));
 
-    let page = TcpListener::bind(options.admin).await.with_context(|| format!("--admin {}", options.admin))?;
-    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("--listen {}", options.listen))?;
+    let page = bind("--admin", options.admin).await?;
+    let listener = bind("--listen", options.listen).await?;
     let (of_page, anchored) = (metrics.clone(), values_receiver.clone());
     let admin = Admin {
         metrics: Arc::new(move || of_page.text()),

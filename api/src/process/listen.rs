@@ -12,6 +12,21 @@ use tokio::sync::Semaphore;
 use super::stop::Stop;
 use crate::defaults;
 
+/// Listens where an option says. The error is one line that says what to do.
+pub async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let what = format!("cannot listen on {address} ({option})");
+        match error.kind() {
+            io::ErrorKind::AddrInUse => anyhow::anyhow!("{what}; is another process using port {}?", address.port()),
+            io::ErrorKind::AddrNotAvailable => anyhow::anyhow!("{what}; {} is no address of this host", address.ip()),
+            io::ErrorKind::PermissionDenied => {
+                anyhow::anyhow!("{what}; ports below 1024 need the privilege CAP_NET_BIND_SERVICE")
+            }
+            _ => anyhow::anyhow!("{what}: {error}"),
+        }
+    })
+}
+
 /// Hands each accepted connection to `serve`, at most `limit` at once; further ones wait in the system's queue.
 /// Returns when the process stops; connections go on, `stop` waits for them.
 pub async fn accept<F, R>(listener: TcpListener, limit: usize, stop: &Stop, serve: F)
@@ -85,6 +100,20 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn who_can_t_listen_is_told_in_one_line_what_to_do() {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = other.local_addr().unwrap();
+        let said = async |address: &str| format!("{:#}", bind("--admin", address.parse().unwrap()).await.unwrap_err());
+        let expected = format!("cannot listen on {taken} (--admin); is another process using port {}?", taken.port());
+        assert_eq!(said(&taken.to_string()).await, expected);
+        assert_eq!(
+            said("192.0.2.1:80").await,
+            "cannot listen on 192.0.2.1:80 (--admin); 192.0.2.1 is no address of this host"
+        );
+        assert!(bind("--admin", "127.0.0.1:0".parse().unwrap()).await.is_ok());
+    }
 
     #[tokio::test]
     async fn serves_at_most_so_many_at_once() {

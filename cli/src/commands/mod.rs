@@ -162,6 +162,8 @@ mod tests {
         for command in cli.get_subcommands() {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about:?}", command.get_name());
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(command.is_hide_set() || examples.contains("Examples:\n"), "{}", command.get_name());
         }
     }
 }

@@ -4,7 +4,7 @@ use super::client::{Caller, frame};
 use super::figures::Figures;
 use super::serve::{self, Body, text};
 use super::{ledger, traffic, vault};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use bytes::Bytes;
 use gossamer_api::defaults;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -14,6 +14,7 @@ use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 /// Where HTTP/1 programs listen.
@@ -72,8 +73,23 @@ struct Quote {
 
 const QUOTE: &str = "/demo.Prices/Quote";
 
-/// Serves until it is killed.
+/// Serves until it is told to end; then no new connection is taken, and requests that are here get their answers. In a pod
+/// this is the first process, which SIGTERM does not end by itself: the kubelet would wait half a minute and kill it.
 pub async fn run(args: Args) -> Result<()> {
+    let mut end = signal(SignalKind::terminate()).context("signals")?;
+    tokio::select! {
+        served = serve(args) => served,
+        _ = end.recv() => {
+            tokio::time::sleep(LAST_ANSWERS).await;
+            Ok(())
+        }
+    }
+}
+
+/// The slowest program takes a tenth of that for an answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+async fn serve(args: Args) -> Result<()> {
     let direction = if args.program == Program::Traffic { "outbound" } else { "inbound" };
     let figures = Arc::new(Figures::new(direction));
     if args.unmeshed {

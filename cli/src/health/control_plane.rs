@@ -1,14 +1,14 @@
 //! The mesh's own parts: objects that an installation makes, programs that run and are ready, roots of trust that last,
 //! webhooks that answer, versions that fit together.
 
-use super::Findings;
+use super::{Findings, trust};
 use crate::cluster::{Cluster, is_ready};
 use crate::error::causes;
 use crate::installation::crd_names;
-use crate::installation::present::{Present, is_anothers};
+use crate::installation::present::Present;
 use gossamer_api::keys::PROXY_CONTAINER;
-use gossamer_api::process::tls::{Anchors, not_after_of};
-use gossamer_identity::issuer::{Issuer, rfc3339};
+use gossamer_api::process::tls::not_after_of;
+use gossamer_identity::issuer::rfc3339;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
@@ -20,12 +20,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::time::{Duration, SystemTime};
 
-const INSTALL: &str = "meshctl install | kubectl apply -f -";
+pub(super) const INSTALL: &str = "meshctl install | kubectl apply -f -";
 const UPGRADE: &str = "meshctl upgrade | kubectl apply -f -";
-/// Time enough to plan a rotation.
-const SOON: Duration = Duration::from_secs(60 * 24 * 3600);
-/// A controller renews what it manages; with less than this left, it does not.
-const RENEWED_BY_OTHERS: Duration = Duration::from_secs(3600);
 /// The three programs.
 const PARTS: [&str; 3] = ["identity", "destination", "injector"];
 
@@ -61,7 +57,7 @@ pub async fn check(cluster: &Cluster) -> Findings {
         }
         Err(error) => findings.add("its pods can be listed", Some((error.message, error.hints.join("; ")))),
     }
-    authority(cluster, &present, &mut findings).await;
+    trust::check(cluster, &present, &mut findings).await;
     webhooks(cluster, &mut findings).await;
     findings
 }
@@ -157,64 +153,8 @@ pub fn version_of(pod: &Pod) -> Option<String> {
     name.split_once(':').map(|(_, tag)| tag.to_string())
 }
 
-async fn authority(cluster: &Cluster, present: &Present, findings: &mut Findings) {
-    let now = SystemTime::now();
-    let rotate = "meshctl identity rotate-root";
-    let what = format!("trust anchors are valid for at least {} days", SOON.as_secs() / 86_400);
-    let Some(pem) = &present.kept.anchors else {
-        findings.add(what, Some(("there are none in the ConfigMap gossamer-trust-anchors".into(), INSTALL)));
-        return;
-    };
-    let anchors = match Anchors::from_pem(pem) {
-        Ok(anchors) => anchors,
-        Err(error) => {
-            findings.add(what, Some((error.to_string(), rotate)));
-            return;
-        }
-    };
-    let ends = anchors.certificates().iter().filter_map(|anchor| not_after_of(anchor).ok());
-    // During a rotation the old one may be near its end: the last counts.
-    let end = ends.max().unwrap_or(now);
-    let dying = (end < now + SOON).then(|| (format!("the last ends at {}", rfc3339(end)), rotate));
-    findings.add(what, dying);
-
-    let what = "the issuer signs for one of them";
-    let secret: Option<Secret> = match cluster.get(&cluster.control_namespace, "gossamer-identity-issuer").await {
-        Ok(secret) => secret,
-        Err(error) => {
-            findings.warn(what, Some((error.message, "ask for the right to read it")));
-            return;
-        }
-    };
-    let data = secret.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
-    let text =
-        |key: &str| data.get(key).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default();
-    let others = secret.as_ref().is_some_and(is_anothers);
-    match Issuer::new(&text("tls.crt"), &text("tls.key"), anchors, now) {
-        Ok(issuer) => {
-            findings.add(what, None::<(_, String)>);
-            let (needed, hint) = match others {
-                true => (RENEWED_BY_OTHERS, "look at the controller that renews it"),
-                false => (SOON, rotate),
-            };
-            let end = issuer.not_after();
-            let dying = (end < now + needed).then(|| (format!("it ends at {}", rfc3339(end)), hint));
-            findings.add("the issuer's certificate is valid for long enough", dying);
-        }
-        Err(error) => {
-            let hint = match others {
-                true => "look at the controller that writes the secret gossamer-identity-issuer",
-                false => {
-                    "give another one: meshctl upgrade --issuer-certificate FILE --issuer-key FILE --trust-anchors FILE"
-                }
-            };
-            findings.add(what, Some((error.to_string(), hint)));
-        }
-    }
-}
-
 async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
-    serving(cluster, findings).await;
+    let serving = serving(cluster, findings).await;
     let what = "the webhooks believe the injector's certificate";
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
@@ -229,20 +169,17 @@ async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
             findings.add(what, Some((causes(&error), INSTALL)));
             return;
         }
-        _ => {
-            findings.add(what, Some(("a webhook configuration is missing".into(), INSTALL)));
+        (mutating, _) => {
+            let missing = if matches!(mutating, Ok(None)) { "gossamer-injector" } else { "gossamer-validator" };
+            findings.add(what, Some((format!("the webhook configuration {missing} is missing"), INSTALL)));
             return;
         }
     };
-    let unknown = |clients: &[WebhookClientConfig]| {
-        clients.iter().any(|client| client.ca_bundle.as_ref().is_none_or(|bundle| bundle.0.is_empty()))
-    };
     let hint = format!("look at the injector: kubectl -n {} logs deploy/gossamer-injector", cluster.control_namespace);
-    let missing =
-        unknown(&clients).then(|| ("caBundle is empty: the injector has not written it yet".into(), hint.clone()));
-    let missing_now = missing.is_some();
-    findings.add(what, missing);
-    if missing_now {
+    let wrong = bundles(&clients, serving.as_ref());
+    let wrong_now = wrong.is_some();
+    findings.add(what, wrong.map(|problem| (problem, hint.clone())));
+    if wrong_now {
         return;
     }
     let what = "the API server reaches the injector, which adds the proxy";
@@ -252,12 +189,29 @@ async fn webhooks(cluster: &Cluster, findings: &mut Findings) {
 }
 
 /// The certificate that both webhooks are served with. Its injector renews it months before its end.
-async fn serving(cluster: &Cluster, findings: &mut Findings) {
+async fn serving(cluster: &Cluster, findings: &mut Findings) -> Option<Secret> {
     let what = "the injector's certificate is valid for long enough";
     match cluster.get::<Secret>(&cluster.control_namespace, INJECTOR_TLS).await {
-        Ok(secret) => findings.add(what, expiry(secret.as_ref(), SystemTime::now())),
-        Err(error) => findings.warn(what, Some((error.message, "ask for the right to read it".to_string()))),
+        Ok(secret) => {
+            findings.add(what, expiry(secret.as_ref(), SystemTime::now()));
+            secret
+        }
+        Err(error) => {
+            findings.warn(what, Some((error.message, "ask for the right to read it".to_string())));
+            None
+        }
     }
+}
+
+/// Whom the API server is told to believe, and who signed what the injector serves with, where that may be read.
+fn bundles(clients: &[WebhookClientConfig], serving: Option<&Secret>) -> Option<String> {
+    let bundle = |client: &WebhookClientConfig| client.ca_bundle.as_ref().map(|bundle| bundle.0.clone());
+    if clients.iter().any(|client| bundle(client).is_none_or(|bundle| bundle.is_empty())) {
+        return Some("caBundle is empty: the injector has not written it yet".into());
+    }
+    let signer = &serving?.data.as_ref()?.get("ca.crt")?.0;
+    let other = clients.iter().any(|client| bundle(client).as_ref() != Some(signer));
+    other.then(|| format!("caBundle is not ca.crt of the secret {INJECTOR_TLS}: the injector writes it when it runs"))
 }
 
 fn expiry(secret: Option<&Secret>, now: SystemTime) -> Option<(String, String)> {
@@ -369,6 +323,34 @@ mod tests {
         assert!(expiry(Some(&secret), now + year).unwrap().0.starts_with("it ends at"));
         assert!(expiry(None, now).unwrap().0.contains("there is no secret"));
         assert!(expiry(Some(&Secret::default()), now).unwrap().0.contains("can't be read"));
+    }
+
+    #[test]
+    fn the_webhooks_must_believe_who_signed_the_injectors_certificate() {
+        let now = SystemTime::now();
+        let secret =
+            || gossamer_injector::certs::Serving::new(&["a.b.svc".into()], None, now).unwrap().write("gossamer", None);
+        let (ours, other) = (secret(), secret());
+        let client = |of: Option<&Secret>| WebhookClientConfig {
+            ca_bundle: of.map(|secret| secret.data.as_ref().unwrap()["ca.crt"].clone()),
+            ..WebhookClientConfig::default()
+        };
+        assert_eq!(bundles(&[client(Some(&ours)), client(Some(&ours))], Some(&ours)), None);
+        // Who may not read the secret is told of what can be seen.
+        assert_eq!(bundles(&[client(Some(&other))], None), None);
+        assert!(bundles(&[client(Some(&ours)), client(None)], None).unwrap().starts_with("caBundle is empty"));
+        let wrong = bundles(&[client(Some(&ours)), client(Some(&other))], Some(&ours)).unwrap();
+        assert!(wrong.starts_with("caBundle is not ca.crt"), "{wrong}");
+    }
+
+    #[test]
+    fn another_version_is_told_with_its_number() {
+        let of = |tag: &str| {
+            pod(json!({ "spec": { "containers": [{ "name": "a", "image": format!("gossamer/control:{tag}") }] } }))
+        };
+        assert_eq!(version(&[of(VERSION), of(VERSION)]), None);
+        let (what, hint) = version(&[of(VERSION), of("0.0.9"), of("0.0.9")]).unwrap();
+        assert_eq!((what.as_str(), hint.as_str()), ("it is 0.0.9", UPGRADE));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod control_plane;
 pub mod data_plane;
+mod trust;
 
 use crate::cluster::Cluster;
 use crate::error::{CommandError, Result};

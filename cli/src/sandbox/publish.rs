@@ -2,9 +2,10 @@
 //! network and stay there; connections from them are continued inside, where the process is by then.
 
 use super::state::Mesh;
-use crate::error::{Context, Result};
+use crate::error::{CommandError, Context, Result};
 use crate::output::paint_err;
 use crate::registry::Client;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +48,14 @@ impl FromStr for Publish {
 /// Listens. Called in the machine's own network.
 pub fn bind(wanted: &[Publish]) -> Result<Vec<(TcpListener, u16)>> {
     let bind = |publish: &Publish| {
-        let listener = TcpListener::bind(publish.listen).context(format!("publishing on {}", publish.listen))?;
+        let listener = TcpListener::bind(publish.listen).map_err(|error| {
+            let failed = CommandError::failed(format!("cannot publish on {}: {error}", publish.listen));
+            match error.kind() {
+                ErrorKind::AddrInUse => failed.hint("another process uses that port; choose another with --publish"),
+                ErrorKind::PermissionDenied => failed.hint("choose a port above 1023, as --publish 8080:80"),
+                _ => failed,
+            }
+        })?;
         listener.set_nonblocking(true).context("a published port")?;
         Ok((listener, publish.port))
     };

@@ -15,7 +15,7 @@ items:
     selector: {matchLabels: {app: stateful}}
     template:
       metadata: {labels: {app: stateful}}
-      spec: {containers: [{name: main, image: "mesh-test/probe:1", args: [http, "8080"]}]}
+      spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "mesh-test/probe:1", args: [http, "8080"]}]}
 - {apiVersion: v1, kind: Service, metadata: {name: stateful}, spec: {clusterIP: None, selector: {app: stateful}, ports: [{port: 8080}]}}
 ---
 # A comment, and a document without anything.
@@ -27,7 +27,7 @@ spec:
   selector: {matchLabels: {app: daemon}}
   template:
     metadata: {labels: {app: daemon}}
-    spec: {containers: [{name: main, image: "mesh-test/probe:1", args: [http, "8080"]}]}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "mesh-test/probe:1", args: [http, "8080"]}]}
 ---
 apiVersion: batch/v1
 kind: CronJob

@@ -47,7 +47,11 @@ pub(crate) fn from_nothing_to_a_meshed_application(cluster: &Cluster) {
 }
 
 pub(crate) fn uninstall_leaves_nothing(cluster: &Cluster, before: &[String]) {
+    let start = Instant::now();
     ok(cluster.shell("kubectl delete namespace demo --ignore-not-found --wait"));
+    println!("figure: the demo's namespace is gone after {:.0} s", start.elapsed().as_secs_f64());
+    // What has to be killed is killed after 30 s: programs and proxies end by themselves.
+    assert!(start.elapsed() < Duration::from_secs(28), "{:?}", start.elapsed());
     ok(cluster.shell("meshctl uninstall | kubectl delete -f -"));
     // Everything counts that was not there before, but what is in the suite's namespaces: those are on their way out, with
     // the addresses of their services.

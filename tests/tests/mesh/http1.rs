@@ -1,10 +1,11 @@
 //! HTTP/1 through a pair of proxies, which carry it as HTTP/2 between them.
 
-use crate::http_pair;
+use crate::{WEB, http_pair};
 use futures_util::future::join_all;
-use gossamer_tests::app::{channel, empty, full};
+use gossamer_tests::app::{self, channel, empty, full};
 use gossamer_tests::client::{self, H1, Raw, get_request, post_request};
 use gossamer_tests::expect::{becomes, within};
+use gossamer_tests::mesh::{Mesh, authority};
 use http::{HeaderMap, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -18,6 +19,26 @@ async fn a_request_passes_through_both_proxies() {
     assert!(head.contains("\nhost: web\n") && head.contains("\nl5d-client-id: shop.test."), "{head}");
     let metrics = pair.web.metrics().await;
     assert_eq!(metrics.sum("request_total", &[("direction", "inbound"), ("tls", "true")]), 1.0);
+}
+
+/// A client whose local port is one of IPv6.
+#[tokio::test]
+async fn an_explicit_port_may_be_one_of_ipv6() {
+    let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+        assert!(std::env::var_os("CI").is_none(), "this machine has no IPv6");
+        // Not by a macro, whose words are only shown when a test fails.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: this machine has no IPv6\n");
+        return;
+    };
+    let entry = listener.local_addr().unwrap();
+    drop(listener);
+    let mesh = Mesh::start().await;
+    let app = app::http("web");
+    let _web = mesh.workload("web").serve(8080, app.handler()).start().await;
+    let forward = format!("{entry}={}", authority(WEB));
+    let _shop = mesh.workload("shop").set("forward", &forward).start().await;
+    let answer = H1::connect(entry).await.get("web", "/head").await;
+    assert!(answer.status == 200 && answer.text().contains("l5d-client-id: shop.test."), "{answer:?}");
 }
 
 #[tokio::test]
