@@ -109,8 +109,8 @@ pub enum Error {
     /// The client is gone: nobody to answer.
     #[error("client closed the connection")]
     ClientGone,
-    /// Draining.
-    #[error("the proxy is shutting down")]
+    /// The grace period ended first.
+    #[error("the proxy is shutting down, and its grace period is over")]
     ShuttingDown,
 }
 
@@ -210,7 +210,11 @@ pub const REASONS: &[(&str, &str, &str)] = &[
     ("injected", "A fault that policy injects on purpose.", "Remove the failure injector from the route."),
     ("redirect", "A redirect by policy.", "Nothing to do."),
     ("client-gone", "The client closed before the answer.", "Look at the client's timeout."),
-    ("shutting-down", "The proxy is draining.", "Nothing to do: the client should use another connection."),
+    (
+        "shutting-down",
+        "The proxy was told to end, waited for its grace period, and there was still no answer.",
+        "Repeat the request; where such long ones are usual, raise config.gossamer.io/shutdown-grace-period.",
+    ),
 ];
 
 impl Error {

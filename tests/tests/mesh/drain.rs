@@ -38,6 +38,9 @@ async fn a_stream_in_flight_is_finished() {
     pair.web.terminate();
     let entry = pair.entry();
     eventually("it takes nothing new", || async { TcpStream::connect(entry).await.is_err().then_some(()) }).await;
+    // Nor on this connection: its client was told by GOAWAY, and would send new requests elsewhere.
+    let refused = || async { client.start(get_request("web", "/bytes/1")).await.err().map(drop) };
+    eventually("the client is told", refused).await;
     sender.data("after").await;
     assert_eq!(within("an echo", response.frame()).await.unwrap().unwrap().into_data().unwrap(), "after");
     drop(sender);
