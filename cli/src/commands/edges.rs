@@ -72,6 +72,7 @@ pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
             add(&mut edges, workload, sample, everybody);
         }
     }
+    drop_told(&mut edges);
     edges.retain(|(from, to), _| {
         let named = |end: &End| workloads.iter().any(|w| w.namespace == end.0 && w.owner_text() == end.1);
         named(from) || named(to)
@@ -108,6 +109,22 @@ fn add(edges: &mut BTreeMap<(End, End), Edge>, at: &Workload, sample: &Sample, a
     }
 }
 
+/// Removes edges from an identity of several workloads, when these have told of as many connections themselves.
+fn drop_told(edges: &mut BTreeMap<(End, End), Edge>) {
+    let is_shared = |(from, _): &(End, End)| from.1.starts_with(SHARED);
+    let mut told: BTreeMap<(End, String), f64> = BTreeMap::new();
+    for (ends, edge) in edges.iter().filter(|(ends, _)| !is_shared(ends)) {
+        *told.entry((ends.1.clone(), edge.client_id.clone())).or_default() += edge.secured;
+    }
+    edges.retain(|ends, edge| {
+        let by_clients = told.get(&(ends.1.clone(), edge.client_id.clone())).copied().unwrap_or_default();
+        !is_shared(ends) || by_clients < edge.secured
+    });
+}
+
+/// In the place of a workload's kind: the service account that several share.
+const SHARED: &str = "sa/";
+
 /// Who is at the other end. A server is known by its address or by what discovery said of it; a client by its identity
 /// alone, which several workloads may share. Unmeshed clients have no name.
 fn far_end(sample: &Sample, outbound: bool, far_id: &str, all: &[Workload]) -> Option<End> {
@@ -133,7 +150,7 @@ fn far_end(sample: &Sample, outbound: bool, far_id: &str, all: &[Workload]) -> O
         return Some(match &owners[..] {
             [one] => one.clone(),
             [] => (namespace.to_string(), account.to_string()),
-            _ => (namespace.to_string(), format!("sa/{account}")),
+            _ => (namespace.to_string(), format!("{SHARED}{account}")),
         });
     }
     outbound.then(|| (String::new(), sample.label("target_addr").to_string()))
@@ -231,5 +248,13 @@ mod tests {
         assert_eq!(why, ["the server has no proxy of this mesh"]);
         assert_eq!(short(&all[0].identity), "web.shop");
         assert_eq!(seen, ["deploy/web > 192.0.2.9:80 0+1", "deploy/web > deploy/api 3+0", "sa/api > deploy/api 1+0"]);
+        // One of the two that share the account tells of it itself: it is not told twice.
+        let job = "tcp_open_total{direction=\"outbound\",peer=\"dst\",target_ip=\"10.0.0.2\",tls=\"true\",server_id=\"api.shop.serviceaccount.identity.gossamer.cluster.local\"} 1\n";
+        drop_told(&mut edges);
+        assert_eq!(edges.len(), 3);
+        parse(job).iter().for_each(|sample| add(&mut edges, &all[2], sample, &all));
+        drop_told(&mut edges);
+        let from: Vec<&str> = edges.keys().map(|(from, _)| from.1.as_str()).collect();
+        assert_eq!(from, ["deploy/job", "deploy/web", "deploy/web"]);
     }
 }
