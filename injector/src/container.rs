@@ -17,6 +17,9 @@ pub const INIT_CONTAINER: &str = "gossamer-init";
 pub const VOLUME: &str = "gossamer-token";
 /// The name of the volume that outlives the container.
 pub const STATE_VOLUME: &str = "gossamer";
+/// The annotation that names volumes on a node's disk for which no pod need stay there. Source: the cluster autoscaler's
+/// FAQ.
+pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 
 /// How the proxy lives in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +31,11 @@ pub struct Shape {
 }
 
 /// The proxy.
-pub fn proxy(values: &Values, settings: &Settings, shape: Shape) -> Value {
+///
+/// `account`: the pod's service account, where it is written into the pod already, as the API server does before it asks.
+pub fn proxy(values: &Values, settings: &Settings, shape: Shape, account: Option<&str>) -> Value {
     let mut container = base(CONTAINER, values, settings);
-    container["env"] = env(values, settings, !shape.separate_init).into();
+    container["env"] = env(values, settings, !shape.separate_init, account).into();
     container["ports"] = json!([{ "name": CONTAINER, "containerPort": defaults::ADMIN_PORT }]);
     container["volumeMounts"] = json!([
         { "name": VOLUME, "mountPath": defaults::TOKEN_DIR, "readOnly": true },
@@ -86,9 +91,10 @@ pub fn volume() -> Value {
 }
 
 /// What the proxy keeps for the next start of its container: the newest roots of trust, since those that are written into
-/// the pod may be older. In memory: an empty directory on the node's disk keeps autoscalers from moving the pod.
+/// the pod may be older. On the node's disk: a node that starts again must not bring back proxies that trust nobody.
+/// [`SAFE_TO_EVICT`] lets autoscalers move the pod all the same.
 pub fn state_volume() -> Value {
-    json!({ "name": STATE_VOLUME, "emptyDir": { "medium": "Memory" } })
+    json!({ "name": STATE_VOLUME, "emptyDir": {} })
 }
 
 fn base(name: &str, values: &Values, settings: &Settings) -> Value {
@@ -119,12 +125,15 @@ fn privileged(capabilities: &[&str]) -> Value {
     })
 }
 
-fn env(values: &Values, settings: &Settings, redirect: bool) -> Vec<Value> {
+fn env(values: &Values, settings: &Settings, redirect: bool, account: Option<&str>) -> Vec<Value> {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let mut env = vec![
         field("MESH_POD", "metadata.name"),
         field("MESH_NAMESPACE", "metadata.namespace"),
-        field("MESH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        account.map_or_else(
+            || field("MESH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+            |account| variable("MESH_SERVICE_ACCOUNT", account),
+        ),
         field("MESH_NODE", "spec.nodeName"),
         field("MESH_INBOUND_IPS", "status.podIPs"),
         variable("MESH_TRUST_ANCHORS", &values.trust_anchors),

@@ -3,7 +3,7 @@
 //! Works on the object as it is written, so that fields that nobody here knows are kept. It only adds: what is there is
 //! never changed or moved, and a pod that has the proxy gets nothing.
 
-use crate::container::{self, CONTAINER, INIT_CONTAINER, Shape};
+use crate::container::{self, CONTAINER, INIT_CONTAINER, SAFE_TO_EVICT, STATE_VOLUME, Shape};
 use crate::settings::{self, InvalidAnnotation, Settings};
 use gossamer_api::defaults;
 use gossamer_api::keys::{
@@ -176,6 +176,10 @@ pub fn inject(pod: &Value, namespace: &Map, values: &Values) -> Result<Outcome, 
 
     let mut additions = Additions { pod, list: Vec::new() };
     additions.member("annotations", PROXY_VERSION, env!("CARGO_PKG_VERSION"));
+    let movable = own.get(SAFE_TO_EVICT).filter(|others| !others.is_empty());
+    let movable = movable
+        .map_or_else(|| STATE_VOLUME.to_string(), |others| format!("{},{STATE_VOLUME}", others.trim_end_matches(',')));
+    additions.member("annotations", SAFE_TO_EVICT, &movable);
     additions.member("labels", CONTROL_NAMESPACE_LABEL, &values.control_namespace);
     if let Some((kind, name)) = owner(pod) {
         additions.member("labels", &format!("{WORKLOAD_LABEL_PREFIX}{kind}"), &name);
@@ -183,7 +187,7 @@ pub fn inject(pod: &Value, namespace: &Map, values: &Values) -> Result<Outcome, 
     additions.append("volumes", container::volume());
     additions.append("volumes", container::state_volume());
     // In the order in which they go to the front: the last one is the first.
-    let proxy = container::proxy(values, &settings, shape);
+    let proxy = container::proxy(values, &settings, shape, spec["serviceAccountName"].as_str());
     additions.prepend(if shape.native { "initContainers" } else { "containers" }, proxy);
     if shape.separate_init {
         additions.prepend("initContainers", container::init(values, &settings));

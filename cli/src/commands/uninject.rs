@@ -4,7 +4,7 @@ use super::inject::{Became, change, pod_of};
 use crate::error::Result;
 use crate::manifest::Node;
 use gossamer_api::keys::{CONTROL_NAMESPACE_LABEL, INJECT, PROXY_VERSION, WORKLOAD_LABEL_PREFIX};
-use gossamer_injector::container::{CONTAINER, INIT_CONTAINER, STATE_VOLUME, VOLUME};
+use gossamer_injector::container::{CONTAINER, INIT_CONTAINER, SAFE_TO_EVICT, STATE_VOLUME, VOLUME};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,6 +34,8 @@ pub(super) fn remove(kind: &str, object: &mut Node) -> Became {
         // Without it a namespace that asks would bring the mesh back.
         INJECT => *value != Node::Text("disabled".into()),
         PROXY_VERSION | CONTROL_NAMESPACE_LABEL => true,
+        // Beside others it does no harm.
+        SAFE_TO_EVICT => *value == Node::Text(STATE_VOLUME.into()),
         key => key.starts_with(WORKLOAD_LABEL_PREFIX),
     };
     let named = |node: &Node| [CONTAINER, INIT_CONTAINER, VOLUME, STATE_VOLUME].contains(&node.text("name"));

@@ -52,12 +52,15 @@ fn a_pod_gets_the_proxy_before_everything_else() {
 
 #[test]
 fn the_proxy_is_small_in_the_object() {
-    let pod =
-        json!({ "metadata": { "generateName": "web-" }, "spec": { "containers": [{ "name": "web", "image": "w" }] } });
+    // As the API server shows it: the account is written into it.
+    let pod = json!({
+        "metadata": { "generateName": "web-" },
+        "spec": { "serviceAccountName": "default", "containers": [{ "name": "web", "image": "w" }] },
+    });
     let values = Values { trust_anchors: "x".repeat(650), ..Values::default() };
     let (before, after) = (pod.to_string().len(), injected(&pod, &values).to_string().len());
     // The API server's defaults and the status come on top.
-    assert!(after - before <= 2170, "{} bytes", after - before);
+    assert!(after - before <= 2190, "{} bytes", after - before);
 }
 
 #[test]
@@ -77,6 +80,27 @@ fn a_pod_without_any_lists_gets_them() {
     assert_eq!(pod["metadata"]["annotations"][PROXY_VERSION], env!("CARGO_PKG_VERSION"));
     assert_eq!(pod["spec"]["initContainers"][0]["name"], CONTAINER);
     assert_eq!(pod["spec"]["volumes"][0]["name"], container::VOLUME);
+}
+
+#[test]
+fn the_volume_on_disk_holds_no_pod_on_its_node() {
+    let of = |annotations: Value| {
+        injected(&with(&[("/metadata/annotations", annotations)]), &values())["metadata"]["annotations"][SAFE_TO_EVICT]
+            .clone()
+    };
+    assert_eq!(of(json!({})), container::STATE_VOLUME);
+    assert_eq!(of(json!({ SAFE_TO_EVICT: "scratch,cache" })), "scratch,cache,gossamer");
+}
+
+#[test]
+fn the_service_account_is_named_where_it_is_known() {
+    let account = |pod: &Value| {
+        let pod = injected(pod, &values());
+        let env = pod["spec"]["initContainers"][0]["env"].as_array().unwrap().clone();
+        env.into_iter().find(|one| one["name"] == "MESH_SERVICE_ACCOUNT").unwrap()
+    };
+    assert_eq!(account(&with(&[("/spec/serviceAccountName", json!("shop"))]))["value"], "shop");
+    assert_eq!(account(&pod())["valueFrom"]["fieldRef"]["fieldPath"], "spec.serviceAccountName");
 }
 
 #[test]
@@ -230,7 +254,10 @@ fn a_pod_is_labelled_with_what_made_it() {
 fn patches_escape_names_and_apply_beneath_a_prefix() {
     let patch = injection(&pod(), &values()).patch(&["spec", "template"]);
     assert_eq!(patch[0]["path"], "/spec/template/metadata/annotations");
-    assert_eq!(patch[1]["path"], "/spec/template/metadata/labels/gossamer.io~1control-plane-ns");
+    assert!(
+        patch[1]["path"].as_str().unwrap().contains("/annotations/cluster-autoscaler.kubernetes.io~1safe-to-evict")
+    );
+    assert_eq!(patch[2]["path"], "/spec/template/metadata/labels/gossamer.io~1control-plane-ns");
 }
 
 proptest::proptest! {
