@@ -1,7 +1,7 @@
 //! What annotations on a Service say about retries, timeouts and failure accrual: next to services without them, and by
 //! requests that differ in nothing else.
 
-use gossamer_tests::cluster::{Cluster, Space, eventually};
+use gossamer_tests::cluster::{Cluster, Load, Space, eventually};
 use std::time::{Duration, Instant};
 
 /// A Service for pods with the label `app: web`, or those of `role` among them.
@@ -35,33 +35,40 @@ fn had(space: &Space<'_>, pod: &str) -> u64 {
 }
 
 /// Those that answer take this long, so that the one that fails looks the best of the three: it is asked whenever it is one
-/// of the two that are compared.
-const PATH: &str = "/delay/20ms";
+/// of the two that are compared. On a busy machine its first answer may take longer, which is forgotten within seconds.
+const PATH: &str = "/delay/100ms";
+
+/// Without a word to the contrary, 500 is an answer like others.
+fn most_fail(space: &Space<'_>) -> Load {
+    eventually("most requests fail", || {
+        let load = space.load("shop", "kept", ("web", PATH), 20.0, 1.5, &[]);
+        (load.status(500) >= 10).then_some(load)
+    })
+}
 
 /// By default endpoints that fail are left alone for a second.
 const NO_BREAKER: &str = "balancer.gossamer.io/failure-accrual: none";
 
 pub(crate) fn retries_hide_an_endpoint_that_fails(cluster: &Cluster) {
     let space = good_and_bad(cluster, "retries");
-    // Without a word, 500 is an answer like others.
     service(&space, "web", "", &[NO_BREAKER]);
     service(&space, "again", "", &["retry.gossamer.io/http: 5xx", "retry.gossamer.io/limit: '8'", NO_BREAKER]);
     space.ready(&["good", "fine", "bad", "shop"]);
 
-    let without = space.load("shop", "kept", ("web", PATH), 20.0, 1.5, &[]);
-    assert!(without.status(500) >= 10, "most of them fail: {without:?}");
-
-    let before = had(&space, "bad");
-    let with = space.load("shop", "kept", ("again", PATH), 20.0, 1.5, &[]);
-    with.assert_none_failed();
-    let hidden = had(&space, "bad") - before;
+    let without = most_fail(&space);
+    let (with, hidden) = eventually("the failing one is asked as well", || {
+        let before = had(&space, "bad");
+        let with = space.load("shop", "kept", ("again", PATH), 20.0, 1.5, &[]);
+        with.assert_none_failed();
+        let hidden = had(&space, "bad") - before;
+        (hidden >= 10).then_some((with, hidden))
+    });
     println!(
         "figure: retries: {} of {} failed without, 0 of {} with, {hidden} hidden",
         without.status(500),
         without.total(),
         with.total()
     );
-    assert!(hidden >= 10, "the failing one was asked as well: {hidden} of {}", with.total());
 }
 
 pub(crate) fn an_endpoint_that_fails_is_left_alone(cluster: &Cluster) {
@@ -80,10 +87,14 @@ pub(crate) fn an_endpoint_that_fails_is_left_alone(cluster: &Cluster) {
     );
     space.ready(&["good", "fine", "bad", "shop"]);
 
-    let without = space.load("shop", "kept", ("web", PATH), 20.0, 1.5, &[]);
-    assert!(without.status(500) >= 10, "most of them fail: {without:?}");
-    let with = space.load("shop", "kept", ("cut", PATH), 40.0, 2.0, &[]);
-    assert_eq!((with.status(500), with.ok()), (3, with.total() - 3), "as many as it takes to know: {with:?}");
+    most_fail(&space);
+    let mut failed = 0;
+    eventually("as many have failed as it takes to know", || {
+        let with = space.load("shop", "kept", ("cut", PATH), 40.0, 2.0, &[]);
+        failed += with.status(500);
+        assert!(failed <= 3 && with.ok() == with.total() - with.status(500), "{failed} {with:?}");
+        (failed == 3).then_some(())
+    });
     space.load("shop", "kept", ("cut", PATH), 40.0, 1.0, &[]).assert_none_failed();
 }
 
