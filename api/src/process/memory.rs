@@ -33,8 +33,7 @@ pub fn without_huge_pages() {
     }
 }
 
-/// Page faults since the last time that make another worth its cost, or work: to free memory takes no faults.
-const WORTH: i64 = 64;
+/// Work since the last time that makes another worth its cost, as page faults do: to free memory takes none.
 const WORK: Duration = Duration::from_millis(20);
 /// How much the process may do while it is watched to be called idle.
 const IDLE: Duration = Duration::from_millis(1);
@@ -52,12 +51,15 @@ struct Looks {
     times: u32,
     /// Between looks when there is nothing to give back.
     pause: Duration,
+    /// Page faults since the last time that make another worth its cost. Each may have brought 64 KiB of the program.
+    worth: i64,
 }
 
-const FIRST: Looks = Looks { watched: Duration::from_millis(100), times: 1, pause: Duration::from_millis(100) };
+const FIRST: Looks =
+    Looks { watched: Duration::from_millis(100), times: 1, pause: Duration::from_millis(100), worth: 32 };
 const EARLY: Looks = Looks { times: 3, ..FIRST };
 /// Who is asked something every second keeps what it needs.
-const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1) };
+const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1), worth: 64 };
 
 /// Watches the process until the future is dropped. The allocator keeps memory for each thread: to be run on the one
 /// that allocates most.
@@ -72,7 +74,7 @@ pub async fn when_idle() {
             Some(_) => LATER,
         };
         let worth = last.is_none_or(|(faults_then, time)| {
-            faults() - faults_then >= WORTH || processor_time().saturating_sub(time) >= WORK
+            faults() - faults_then >= looks.worth || processor_time().saturating_sub(time) >= WORK
         });
         if !worth && again.is_none_or(|at| Instant::now() < at) {
             tokio::time::sleep(looks.pause).await;
