@@ -45,7 +45,8 @@ pub struct LogLevel {
 }
 
 impl LogLevel {
-    /// Changes it, e.g. `info` or `warn,gossamer_proxy=debug`: levels by the beginning of a module's name. A filter that can't be read changes nothing.
+    /// Changes it, e.g. `info` or `warn,gossamer_proxy=debug`: levels by the beginning of a module's name. A filter that
+    /// can't be read changes nothing.
     pub fn set(&self, filter: &str) -> Result<(), LogError> {
         let filter = filter.trim();
         (self.apply)(parse(filter)?)?;
