@@ -115,8 +115,6 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
     // So that the way to the control plane stands before the first connection comes.
     drop(control.server(config.admin_listen.port()));
 
-    let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
-    stop_free(serve_admin(&config, &metrics, &credentials, &control, log, &stop).serve(admin, axum::Router::new()));
     if let Some(addr) = config.tap_listen {
         let listener = tokio::net::TcpListener::from_std(bind_one(addr)?)?;
         // A drain can be watched to its end.
@@ -132,6 +130,9 @@ async fn run(config: Config, listeners: Vec<Vec<(Kind, TcpListener)>>, log: LogL
         })?;
         threads.push(thread);
     }
+    // Opened last, since `await` takes it for the sign that all of the above runs.
+    let admin = tokio::net::TcpListener::from_std(bind_one(config.admin_listen)?)?;
+    stop_free(serve_admin(&config, &metrics, &credentials, &control, log, &stop).serve(admin, axum::Router::new()));
     tracing::info!(
         outbound = ?config.outbound_listen, inbound = ?config.inbound_listen, admin = %config.admin_listen,
         "proxy runs"
