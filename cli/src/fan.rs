@@ -3,6 +3,7 @@
 
 use crate::output::paint_err;
 use futures_util::{StreamExt, stream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
@@ -25,6 +26,19 @@ where
 {
     within(PATIENCE, what, all, ask).await
 }
+
+/// Before so many connections are held at once: programs are started with room for 1,024 files, and mostly may have more.
+pub fn allow_connections(number: usize) {
+    let Ok((now, most)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let needed = number as u64 + BESIDE;
+    if now < needed {
+        // What does not fit is told by those that could not be opened.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed.min(most), most);
+    }
+}
+
+/// Files beside those connections: those that are just being opened, and what any program has.
+const BESIDE: u64 = 256;
 
 async fn within<'a, T, R, F>(
     patience: Duration,

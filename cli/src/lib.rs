@@ -23,6 +23,7 @@ pub mod registry;
 pub mod replica;
 pub mod resource;
 pub mod rotation;
+pub mod samples;
 pub mod sandbox;
 pub mod scrape;
 pub mod selector;

@@ -5,14 +5,12 @@
 
 use crate::cluster::{self, Cluster, MESHED_LABEL};
 use crate::error::{CommandError, Result};
-use crate::fan;
 use crate::output::paint_err;
 use crate::registry::Client;
 use crate::resource::{self, Resource};
 use crate::sandbox::state::{self, Mesh};
 use crate::sandbox::{enter, network};
-use crate::scrape::{self, Sample};
-use crate::stats::{Answer, Scrape};
+use crate::scrape;
 use gossamer_api::defaults;
 use gossamer_api::keys::PROXY_CONTAINER;
 use gossamer_api::wire::mesh::WorkloadInfo;
@@ -25,7 +23,6 @@ use std::net::IpAddr;
 use std::path::Path;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::Instant;
 
 /// Which mesh, and what of it.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -340,46 +337,6 @@ impl Place {
                 Ok(Box::new(cluster.forward(&workload.namespace, &workload.pod, port.number()).await?))
             }
         }
-    }
-
-    /// Everybody's samples, in the same order; one without a proxy has none. Who does not answer is told on standard
-    /// error.
-    pub async fn scrape(&self, workloads: &[Workload]) -> Vec<Scrape> {
-        self.scrape_again(workloads, &[]).await
-    }
-
-    /// The same after a first time: who was silent then is not waited for again, only told.
-    pub async fn scrape_again(&self, workloads: &[Workload], first: &[Answer]) -> Vec<Scrape> {
-        let silent = |index: usize| first.get(index).filter(|answer| matches!(answer, Some(Err(_))));
-        let mut answers = self.try_scrape(workloads, |index| silent(index).is_none()).await;
-        for (index, answer) in answers.iter_mut().enumerate() {
-            if let Some(said) = silent(index) {
-                answer.clone_from(said);
-            }
-        }
-        let told = workloads.iter().zip(&answers).filter_map(|(w, answer)| Some((w.full_name(), answer.as_ref()?)));
-        let (names, told): (Vec<String>, Vec<_>) =
-            told.map(|(name, answer)| (name, answer.as_ref().map_err(String::clone))).unzip();
-        fan::warn("proxies", names, &told);
-        answers.into_iter().map(|answer| answer?.ok()).collect()
-    }
-
-    /// Everybody's samples, or why there are none, without a word; `None` for one without a proxy, or that is not `wanted`.
-    pub async fn try_scrape(&self, workloads: &[Workload], wanted: impl Fn(usize) -> bool) -> Vec<Answer> {
-        let asked: Vec<bool> = workloads.iter().enumerate().map(|(index, w)| w.meshed && wanted(index)).collect();
-        let meshed: Vec<&Workload> =
-            workloads.iter().zip(&asked).filter(|(_, asked)| **asked).map(|(w, _)| w).collect();
-        let answers = fan::out("proxies", &meshed, |_, workload| async move {
-            let samples = self.samples(workload).await?;
-            Ok((Instant::now(), samples))
-        });
-        let mut answers = answers.await.into_iter();
-        asked.into_iter().map(|asked| asked.then(|| answers.next()).flatten()).collect()
-    }
-
-    /// A proxy's samples.
-    pub async fn samples(&self, workload: &Workload) -> Result<Vec<Sample>, String> {
-        Ok(scrape::parse(&self.metrics(workload).await?))
     }
 
     /// A proxy's `/metrics` as it is.

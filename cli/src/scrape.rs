@@ -7,6 +7,7 @@ use crate::error::causes;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -54,16 +55,31 @@ pub async fn all(addresses: Vec<String>) -> Vec<Result<Vec<Sample>, String>> {
 
 /// Asks for a page over a connection to an admin port. Bounded in size; who calls bounds the time.
 pub async fn fetch(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, path: &str) -> Result<String, String> {
-    let shaken = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(io)).await;
-    let (mut sender, connection) = shaken.map_err(|e| causes(&e))?;
-    // Ends with the sender and the body, which live as long as this function at most.
-    tokio::spawn(connection);
-    let request = http::Request::get(path).header(http::header::HOST, "localhost").body(Empty::new());
-    let response = sender.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| causes(&e))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), BODY_BYTES).collect().await.map_err(|e| causes(&*e))?;
-    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-    if status.is_success() { Ok(text) } else { Err(format!("{status} {}", text.trim()).trim().to_string()) }
+    Pages::open(io).await?.fetch(path).await
+}
+
+/// A connection to an admin port, for one page after the other. Closed when dropped.
+pub struct Pages(SendRequest<Empty<Bytes>>);
+
+impl Pages {
+    /// Takes the connection over.
+    pub async fn open(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Pages, String> {
+        let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(|e| causes(&e))?;
+        // Ends with the sender, and the body of an answer.
+        tokio::spawn(connection);
+        Ok(Pages(sender))
+    }
+
+    /// Asks for a page. Bounded in size; who calls bounds the time.
+    pub async fn fetch(&mut self, path: &str) -> Result<String, String> {
+        self.0.ready().await.map_err(|e| causes(&e))?;
+        let request = http::Request::get(path).header(http::header::HOST, "localhost").body(Empty::new());
+        let response = self.0.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| causes(&e))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY_BYTES).collect().await.map_err(|e| causes(&*e))?;
+        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+        if status.is_success() { Ok(text) } else { Err(format!("{status} {}", text.trim()).trim().to_string()) }
+    }
 }
 
 /// What was counted between two scrapes, series by series. A counter that shrank has started anew; one that is new began

@@ -72,6 +72,7 @@ pub async fn open(
     if meshed.is_empty() {
         return Err(place.no_proxy(None));
     }
+    fan::allow_connections(meshed.len());
     let opened = fan::out("proxies", &meshed, |_, &(index, workload)| {
         let mut observe = observe.clone();
         if let Some(sources) = &sources {

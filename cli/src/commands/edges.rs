@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::output::{Format, paint, table};
 use crate::place::{Place, Scope, Workload};
 use crate::resource;
+use crate::samples;
 use crate::scrape::Sample;
 use crate::selector::Labels;
 use gossamer_api::workload::Identity;
@@ -64,7 +65,7 @@ pub async fn run(args: Args, place: Place) -> Result<ExitCode> {
         Place::Here(_) => everybody,
         Place::Cluster(_) => &workloads,
     };
-    let scraped = place.scrape(asked).await;
+    let scraped = samples::once(&place, asked).await;
     let mut edges: BTreeMap<(End, End), Edge> = BTreeMap::new();
     for (workload, samples) in asked.iter().zip(&scraped) {
         let samples = samples.iter().flat_map(|(_, samples)| samples);

@@ -5,14 +5,14 @@ use crate::error::{CommandError, Result};
 use crate::output::Format;
 use crate::place::{Place, Scope, Workload};
 use crate::resource::{self, Resource};
+use crate::samples;
 use crate::selector::Labels;
-use crate::stats::{self, Answer, By, Counted, Scrape, Target};
+use crate::stats::{self, By, Counted, Scrape, Target};
 use crate::view::{self, Columns, Row};
 use k8s_openapi::api::core::v1::Service;
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Show success, rate and latency of workloads and services
 ///
@@ -206,16 +206,12 @@ fn none_is_an_error(args: &Args, place: &Place, workloads: &[Workload]) -> Resul
     }
 }
 
-/// What each proxy counts during the window. Each has its own: those asked last end last. Fails when all are silent: figures
-/// of nobody would look like no traffic.
+/// What each proxy counts during the window. Fails when all are silent: figures of nobody would look like no traffic.
 pub(crate) async fn watch(place: &Place, workloads: &[Workload], window: Duration) -> Result<Vec<Option<Counted>>> {
-    let started = Instant::now();
-    let before: Vec<Answer> = match window.is_zero() {
-        true => vec![None; workloads.len()],
-        false => place.try_scrape(workloads, |_| true).await,
+    let (before, after) = match window.is_zero() {
+        true => (vec![None; workloads.len()], samples::once(place, workloads).await),
+        false => samples::twice(place, workloads, window).await,
     };
-    tokio::time::sleep_until(started + window).await;
-    let after = place.scrape_again(workloads, &before).await;
     let asked = workloads.iter().filter(|workload| workload.meshed).count();
     if asked > 0 && after.iter().all(Option::is_none) {
         let all = if asked == 1 { "the only proxy".to_string() } else { format!("none of {asked} proxies") };

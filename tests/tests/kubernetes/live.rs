@@ -74,6 +74,7 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     let sent = shows(&space, &["stat", "pod/web", "--to", "deploy/api"], "web", |web| rps(web) > 5.0);
     assert_eq!(sent["mtls_share"].as_f64(), Some(1.0), "{sent:#}");
     shows(&space, &["stat", "ns/live"], "live", |live| rps(live) > 5.0);
+    by_labels(&space);
     as_a_plugin_of_kubectl(&space);
     let nothing = shows(&space, &["stat", "pod/web", "--to", "svc/elsewhere"], "web", |web| rps(web) >= 0.0);
     assert_eq!(rps(&nothing), 0.0, "{nothing:#}");
@@ -115,6 +116,31 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
         |class| space.metrics("web").sum("response_total", &[("direction", "outbound"), ("classification", class)]);
     assert!(answered("success") > 100.0 && answered("failure") == 0.0, "{}", answered("failure"));
     drop(asking);
+}
+
+/// Labels choose as kubectl's do, the API server among them: in each command that looks.
+fn by_labels(space: &Space<'_>) {
+    for selector in ["app=api", "app in (api,none)", "app!=web", "!nothing,pod-template-hash"] {
+        let pods = seen(space, &["stat", "pods", "-l", selector]);
+        let names: Vec<_> = pods.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+        assert!(names.len() == 2 && names.iter().all(|name| name.starts_with("api-")), "{selector}: {names:?}");
+    }
+    shows(space, &["stat", "-l", "app=web"], "web", |web| rps(web) > 5.0);
+    let edges = seen(space, &["edges", "-l", "app in (api)"]);
+    let all: Vec<_> = edges.as_array().unwrap().iter().map(|edge| (&edge["src"], &edge["dst"])).collect();
+    assert_eq!(all, [(&Value::from("po/web"), &Value::from("deploy/api"))], "{edges:#}");
+    let certificates = seen(space, &["identity", "-l", "app=web"]);
+    assert_eq!(certificates.as_array().map(Vec::len), Some(1), "{certificates:#}");
+    for command in ["stat", "top", "tap", "edges", "identity"] {
+        let none = meshctl(space, &[command, "-l", "app=nothing"], &[]);
+        let said = text(&none.stderr);
+        assert_eq!(none.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("no workload with labels app=nothing in namespace \"live\""), "{command}: {said}");
+        let wrong = meshctl(space, &[command, "-l", "app=="], &[]);
+        assert_eq!(wrong.status.code(), Some(1), "app is not empty: {command}: {}", text(&wrong.stderr));
+        let wrong = meshctl(space, &[command, "-l", "app in api"], &[]);
+        assert!(wrong.status.code() == Some(2) && text(&wrong.stderr).contains("parentheses"), "{command}");
+    }
 }
 
 /// Under kubectl's name, with its flags, and without the variable.

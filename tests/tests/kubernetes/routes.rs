@@ -44,6 +44,7 @@ pub(crate) fn a_canary_gets_its_share(cluster: &Cluster) {
 }
 
 pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
+    define_stream_routes(cluster);
     let space = versions(cluster, "headers");
     space.apply(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: NS}\n\
@@ -78,6 +79,59 @@ pub(crate) fn requests_are_routed_by_header(cluster: &Cluster) {
     let late = space.load("shop", "new", ("web", "/delay/2s"), 5.0, 1.0, &[]);
     assert_eq!(late.status(504), late.total(), "{late:?}");
     assert!(late.slowest() < Duration::from_millis(1500), "{late:?}");
+    stream_routes_say_what_became_of_them(&space);
+}
+
+/// TCPRoutes and TLSRoutes, which the mesh does not bring with it: their definitions come while it runs.
+fn define_stream_routes(cluster: &Cluster) {
+    for (plural, kind, version) in STREAM_ROUTES {
+        let (singular, anything) = (kind.to_lowercase(), "{type: object, x-kubernetes-preserve-unknown-fields: true}");
+        cluster.apply(&format!(
+            "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata:\n  \
+             name: {plural}.gateway.networking.k8s.io\n  annotations: {{api-approved.kubernetes.io: unapproved}}\n\
+             spec:\n  group: gateway.networking.k8s.io\n  scope: Namespaced\n  \
+             names: {{plural: {plural}, singular: {singular}, kind: {kind}, listKind: {kind}List}}\n  versions:\n  \
+             - name: {version}\n    served: true\n    storage: true\n    subresources: {{status: {{}}}}\n    \
+               schema: {{openAPIV3Schema: {{type: object, properties: {{spec: {anything}, status: {anything}}}}}}}\n"
+        ));
+    }
+}
+
+/// One of them in the version that it had before.
+const STREAM_ROUTES: [(&str, &str, &str); 2] = [("tcproutes", "TCPRoute", "v1alpha2"), ("tlsroutes", "TLSRoute", "v1")];
+
+fn stream_routes_say_what_became_of_them(space: &Space<'_>) {
+    space.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: NS}\nspec: {ports: [{name: tcp, port: 5432}]}\n",
+    );
+    for (_, kind, version) in STREAM_ROUTES {
+        for (name, parent, backend) in [("well", "db", "db"), ("astray", "db", "gone"), ("orphan", "gone", "db")] {
+            space.apply(&format!(
+                "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: NS}}\n\
+                 spec:\n  parentRefs: [{{group: '', kind: Service, name: {parent}, port: 5432}}]\n  \
+                 rules: [{{backendRefs: [{{name: {backend}, port: 5432}}]}}]\n"
+            ));
+        }
+    }
+    for (plural, _, _) in STREAM_ROUTES {
+        for (name, kind, status, reason) in [
+            ("well", "Accepted", "True", "Accepted"),
+            ("well", "ResolvedRefs", "True", "ResolvedRefs"),
+            ("astray", "Accepted", "True", "Accepted"),
+            ("astray", "ResolvedRefs", "False", "BackendNotFound"),
+            ("orphan", "Accepted", "False", "NoMatchingParent"),
+        ] {
+            eventually(&format!("{plural}/{name}: {kind} {status} {reason}"), || {
+                let parent = space.field(&format!("{plural}/{name}"), "/status/parents/0");
+                let conditions = parent["conditions"].as_array()?;
+                let is = |c: &&serde_json::Value| {
+                    (&c["type"], &c["status"], &c["reason"]) == (&kind.into(), &status.into(), &reason.into())
+                };
+                conditions.iter().find(is).map(|_| ())
+            });
+        }
+        space.cluster.kubectl(&["delete", "crd", &format!("{plural}.gateway.networking.k8s.io")]);
+    }
 }
 
 /// The route lies in the namespace of a client: it is for this one's requests, and others go as the service's owner has it.
