@@ -25,14 +25,19 @@ pub use status::*;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Labels or annotations.
 pub type Map = BTreeMap<String, String>;
 
-/// A namespaced name; cheap to clone. The namespace of an object that has none is empty.
+/// A namespaced name; cheap to clone, and as large as a pointer: an index holds each of them many times.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name {
+pub struct Name(Arc<NameParts>);
+
+/// What a [`Name`] consists of. The namespace of an object that has none is empty.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NameParts {
     /// Namespace.
     pub namespace: Arc<str>,
     /// Name.
@@ -42,7 +47,21 @@ pub struct Name {
 impl Name {
     /// `NAMESPACE/NAME`.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Name { namespace: namespace.into(), name: name.into() }
+        Name(Arc::new(NameParts { namespace: namespace.into(), name: name.into() }))
+    }
+}
+
+impl From<Arc<NameParts>> for Name {
+    fn from(parts: Arc<NameParts>) -> Self {
+        Name(parts)
+    }
+}
+
+impl Deref for Name {
+    type Target = NameParts;
+
+    fn deref(&self) -> &NameParts {
+        &self.0
     }
 }
 

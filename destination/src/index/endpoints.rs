@@ -110,7 +110,7 @@ impl Slice {
     /// The port of its endpoints for one of the service's.
     fn port(&self, service: &Service, port: &Port) -> Option<u16> {
         // A service's only port may have no name, and then its slices' has none either.
-        let named = |name: &str| name == port.name || (service.ports.len() == 1 && name.is_empty());
+        let named = |name: &str| *name == *port.name || (service.ports.len() == 1 && name.is_empty());
         self.ports.iter().find(|(name, _)| named(name)).map(|(_, number)| *number)
     }
 }
@@ -156,8 +156,7 @@ impl Index {
 
     /// The pod that `INSTANCE.SERVICE` names: by the host name that its service knows it by, or by its own.
     pub(super) fn instance(&self, service: &Name, instance: &str) -> Option<Name> {
-        let slices = self.slices_of.of(service).filter_map(|slice| self.slices.get(slice));
-        let mut endpoints = slices.flat_map(|slice| &slice.endpoints);
+        let mut endpoints = self.slices_of(service).flat_map(|slice| &slice.endpoints);
         let called = endpoints.find(|endpoint| endpoint.hostname.as_deref() == Some(instance));
         let pod = called.and_then(|endpoint| endpoint.pod.clone());
         pod.or_else(|| {
@@ -185,7 +184,7 @@ impl Index {
 
     /// From slices if the service has any, else from the pods that it selects.
     fn candidates<'a>(&'a self, name: &'a Name, service: &Service, port: &Port) -> Vec<Candidate<'a>> {
-        let mut slices = self.slices_of.of(name).filter_map(|slice| self.slices.get(slice)).peekable();
+        let mut slices = self.slices_of(name).peekable();
         if slices.peek().is_some() {
             return slices.flat_map(|slice| self.slice_candidates(slice, service, port)).collect();
         }

@@ -1,46 +1,71 @@
 //! A set of few elements, mostly of one: as large as what is in it. A tree's smallest node has room for eleven, and there
 //! are several such sets for every pod.
 //!
-//! **Invariant:** sorted, no element twice.
+//! **Invariant:** sorted, no element twice; one alone is `One`, so that equal sets are equal.
 
 /// A set, in order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Few<T>(Vec<T>);
+pub(super) enum Few<T> {
+    One(T),
+    /// None, or several.
+    Other(Vec<T>),
+}
 
 impl<T> Default for Few<T> {
     fn default() -> Self {
-        Few(Vec::new())
+        Few::Other(Vec::new())
     }
 }
 
 impl<T: Ord> Few<T> {
     /// Adds an element, unless it is there.
     pub(super) fn insert(&mut self, value: T) {
-        let Err(at) = self.0.binary_search(&value) else { return };
-        if self.0.is_empty() {
-            // Else there would be room for four.
-            self.0.reserve_exact(1);
-        }
-        self.0.insert(at, value);
+        let Err(at) = self.as_slice().binary_search(&value) else { return };
+        *self = match std::mem::take(self) {
+            Few::Other(none) if none.is_empty() => Few::One(value),
+            Few::Other(mut several) => {
+                several.insert(at, value);
+                Few::Other(several)
+            }
+            Few::One(one) if at == 0 => Few::Other(vec![value, one]),
+            Few::One(one) => Few::Other(vec![one, value]),
+        };
     }
 
     /// Takes an element out.
     pub(super) fn remove(&mut self, value: &T) {
-        if let Ok(at) = self.0.binary_search(value) {
-            self.0.remove(at);
-        }
+        let Ok(at) = self.as_slice().binary_search(value) else { return };
+        *self = match std::mem::take(self) {
+            Few::One(_) => Few::default(),
+            Few::Other(mut several) => {
+                several.remove(at);
+                match several.len() {
+                    1 => several.pop().map_or_else(Few::default, Few::One),
+                    _ => Few::Other(several),
+                }
+            }
+        };
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.as_slice().is_empty()
     }
 
     pub(super) fn first(&self) -> Option<&T> {
-        self.0.first()
+        self.as_slice().first()
+    }
+}
+
+impl<T> Few<T> {
+    pub(super) fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.as_slice().iter()
     }
 
-    pub(super) fn iter(&self) -> std::slice::Iter<'_, T> {
-        self.0.iter()
+    fn as_slice(&self) -> &[T] {
+        match self {
+            Few::One(one) => std::slice::from_ref(one),
+            Few::Other(several) => several,
+        }
     }
 }
 
@@ -49,7 +74,10 @@ impl<T> IntoIterator for Few<T> {
     type IntoIter = std::vec::IntoIter<T>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        match self {
+            Few::One(one) => vec![one].into_iter(),
+            Few::Other(several) => several.into_iter(),
+        }
     }
 }
 
@@ -58,7 +86,7 @@ impl<'a, T> IntoIterator for &'a Few<T> {
     type IntoIter = std::slice::Iter<'a, T>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
+        self.iter()
     }
 }
 
@@ -82,6 +110,7 @@ mod tests {
                 }
                 prop_assert_eq!(few.iter().collect::<Vec<_>>(), set.iter().collect::<Vec<_>>());
                 prop_assert_eq!((few.first(), few.is_empty()), (set.first(), set.is_empty()));
+                prop_assert_eq!(matches!(few, Few::One(_)), set.len() == 1);
             }
         }
     }

@@ -126,9 +126,9 @@ pub struct Index {
     selected: Pairs,
     slices: BTreeMap<Name, Slice>,
     /// Slices of a service.
-    slices_of: Pairs,
+    slices_of: BTreeMap<Name, Few<Name>>,
     /// Slices that name a pod.
-    slices_with: Pairs,
+    slices_with: BTreeMap<Name, Few<Name>>,
     routes: BTreeMap<Key, Route>,
     /// Routes whose parent is a service.
     routes_of: BTreeMap<Name, Few<Key>>,
@@ -151,11 +151,6 @@ impl Pairs {
     fn insert(&mut self, left: &Name, right: &Name) {
         self.right.entry(left.clone()).or_default().insert(right.clone());
         self.left.entry(right.clone()).or_default().insert(left.clone());
-    }
-
-    fn remove(&mut self, left: &Name, right: &Name) {
-        drop_from(&mut self.right, left, right);
-        drop_from(&mut self.left, right, left);
     }
 
     fn of(&self, left: &Name) -> impl Iterator<Item = &Name> + Clone {
@@ -370,8 +365,7 @@ impl Index {
     /// The service of a slice with each of its pods; nothing for other objects.
     fn members(&self, key: &Key) -> BTreeSet<(Name, Name)> {
         let slice = (key.kind == Kind::EndpointSlice).then(|| self.slices.get(&key.name)).flatten();
-        let pods =
-            |slice: &Slice| self.slices_with.with(&key.name).map(|pod| (slice.service.clone(), pod.clone())).collect();
+        let pods = |slice: &Slice| slice.pods().map(|pod| (slice.service.clone(), pod.clone())).collect();
         slice.map(pods).unwrap_or_default()
     }
 
@@ -430,7 +424,7 @@ impl Index {
                 Entry::Namespace(NamespaceConfig::read(&namespace.metadata.annotations, &mut problems))
             }
             Object::Node(node) => Entry::Node(node.metadata.labels.get(ZONE_LABEL).cloned()),
-            Object::Service(service) => Entry::Service(Service::read(&service, &mut problems)),
+            Object::Service(service) => Entry::Service(Service::read(&service, keep, &mut problems)),
             Object::Pod(pod) => {
                 let kept = (keep, &mut self.templates);
                 Entry::Workload(Workload::read(&pod, &self.cluster, kept, &mut problems))
@@ -504,9 +498,9 @@ impl Index {
                 self.workloads.insert(name, workload);
             }
             Entry::Slice(Some(slice)) => {
-                self.slices_of.insert(&slice.service, &name);
+                self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
                 for pod in slice.pods() {
-                    self.slices_with.insert(pod, &name);
+                    self.slices_with.entry(pod.clone()).or_default().insert(name.clone());
                 }
                 self.slices.insert(name, slice);
             }
@@ -550,8 +544,10 @@ impl Index {
             }
             Kind::EndpointSlice => {
                 if let Some(slice) = self.slices.remove(name) {
-                    self.slices_of.remove(&slice.service, name);
-                    self.slices_with.remove_right(name);
+                    drop_from(&mut self.slices_of, &slice.service, name);
+                    for pod in slice.pods() {
+                        drop_from(&mut self.slices_with, pod, name);
+                    }
                 }
             }
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
@@ -569,12 +565,17 @@ impl Index {
 
     /// Pods of a service: those of its slices if it has any, else those that its selector selects.
     fn workloads_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Name> {
-        self.selected.of(service).chain(self.slices_of.of(service).flat_map(|slice| self.slices_with.with(slice)))
+        self.selected.of(service).chain(self.slices_of(service).flat_map(Slice::pods))
+    }
+
+    fn slices_of<'a>(&'a self, service: &Name) -> impl Iterator<Item = &'a Slice> + use<'a> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|slice| self.slices.get(slice))
     }
 
     /// Services that a pod belongs to.
     fn services_with<'a>(&'a self, workload: &'a Name) -> impl Iterator<Item = &'a Name> {
-        let sliced = self.slices_with.of(workload).filter_map(|slice| Some(&self.slices.get(slice)?.service));
+        let slices = self.slices_with.get(workload).into_iter().flatten();
+        let sliced = slices.filter_map(|slice| Some(&self.slices.get(slice)?.service));
         self.selected.with(workload).chain(sliced)
     }
 

@@ -87,7 +87,7 @@ impl Index {
         let backend = self.backend(name, service, port.number);
         let routes = |label| HttpRoutes {
             routes: vec![default_http(label, backend.clone(), service)],
-            breaker: service.breaker,
+            breaker: service.traffic().breaker,
         };
         match speaks {
             Speaks::Http1 => OutboundProtocol::Http1(routes("http")),
@@ -131,7 +131,7 @@ impl Index {
             rules: route.rules.iter().map(|rule| self.http_rule(rule, &parent)).collect(),
             grpc: kind == Kind::GrpcRoute,
         };
-        Some(HttpRoutes { routes: routes.iter().map(read).collect(), breaker: service.breaker })
+        Some(HttpRoutes { routes: routes.iter().map(read).collect(), breaker: service.traffic().breaker })
     }
 
     fn http_rule(&self, rule: &Rule, parent: &Backend) -> HttpRule {
@@ -222,7 +222,7 @@ impl Index {
             queue: QUEUE,
             target: BackendTarget::Balance {
                 authority: format!("{}:{port}", self.service_host(name)),
-                load: service.load,
+                load: service.traffic().load,
             },
         }
     }
@@ -302,8 +302,8 @@ fn default_http(label: &str, backend: Backend, service: &Service) -> HttpRoute {
     let rule = HttpRule {
         matches: vec![if grpc { RequestMatch::default() } else { everything() }],
         backends: Distribution::First(vec![RouteBackend { backend, filters: Vec::new() }]),
-        timeouts: service.timeouts,
-        retry: service.retry.clone(),
+        timeouts: service.traffic().timeouts,
+        retry: service.traffic().retry.clone(),
         ..HttpRule::default()
     };
     HttpRoute { meta: Meta::named(label), hosts: Vec::new(), rules: vec![rule], grpc }

@@ -1,35 +1,51 @@
 //! Services: addresses, ports, and what each port is known to speak.
 
-use super::texts::LabelSet;
+use super::texts::{LabelSet, Text, Texts};
 use super::{Index, annotations};
-use gossamer_api::kubernetes::{self, IntOrString, Map, Name};
+use gossamer_api::kubernetes::{self, IntOrString, Name};
 use gossamer_api::policy::{Breaker, Load, Retry, Timeouts};
 use gossamer_api::settings::Ports;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 /// A service, as far as it matters.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Service {
-    pub(super) ips: Vec<IpAddr>,
+    pub(super) ips: Box<[IpAddr]>,
     /// The family of addresses that endpoints are reached at where they have both.
     pub(super) ipv6: bool,
     /// An alias in DNS, which has neither address nor endpoints.
     pub(super) external: bool,
-    pub(super) ports: Vec<Port>,
-    pub(super) selector: Map,
+    pub(super) ports: Box<[Port]>,
+    selector: LabelSet,
     /// Only endpoints on the client's node.
     pub(super) local: bool,
     pub(super) opaque_ports: Option<Ports>,
+    /// `None`: nothing out of the ordinary, as of most.
+    traffic: Option<Box<Traffic>>,
+}
+
+/// How requests to a service are treated, as its annotations say.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Traffic {
     pub(super) breaker: Option<Breaker>,
     pub(super) load: Load,
     pub(super) retry: Option<Retry>,
     pub(super) timeouts: Timeouts,
 }
 
+/// What no annotation says otherwise.
+static ORDINARY: LazyLock<Traffic> = LazyLock::new(|| Traffic {
+    breaker: None,
+    load: annotations::default_load(),
+    retry: None,
+    timeouts: Timeouts::default(),
+});
+
 /// A TCP port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
-    pub(super) name: String,
+    pub(super) name: Text,
     pub(super) number: u16,
     pub(super) target: IntOrString,
     pub(super) declared: Option<Speaks>,
@@ -46,7 +62,7 @@ pub(super) enum Speaks {
 }
 
 impl Service {
-    pub(super) fn read(from: &kubernetes::Service, problems: &mut Vec<String>) -> Self {
+    pub(super) fn read(from: &kubernetes::Service, keep: &mut Texts, problems: &mut Vec<String>) -> Self {
         let (spec, notes) = (&from.spec, &from.metadata.annotations);
         let mut ips: Vec<IpAddr> =
             std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|ip| ip.parse().ok()).collect();
@@ -56,24 +72,32 @@ impl Service {
             ips.clear();
         }
         let tcp = spec.ports.iter().filter(|port| !external && matches!(port.protocol.as_str(), "" | "TCP"));
-        let family = spec.ip_families.first().map(|family| family == "IPv6");
-        Service {
-            ipv6: family.or_else(|| ips.first().map(IpAddr::is_ipv6)).unwrap_or(false),
-            ips,
-            external,
-            ports: tcp.map(Port::read).collect(),
-            selector: spec.selector.clone(),
-            local: spec.internal_traffic_policy == "Local",
-            opaque_ports: annotations::config(notes, "opaque-ports", problems),
+        let opaque_ports = annotations::config(notes, "opaque-ports", problems);
+        let traffic = Traffic {
             breaker: annotations::breaker(notes, problems),
             load: annotations::load(notes, problems),
             retry: annotations::retry(notes, problems),
             timeouts: annotations::timeouts(notes, problems),
+        };
+        let family = spec.ip_families.first().map(|family| family == "IPv6");
+        Service {
+            ipv6: family.or_else(|| ips.first().map(IpAddr::is_ipv6)).unwrap_or(false),
+            ips: ips.into(),
+            external,
+            ports: tcp.map(|port| Port::read(port, keep)).collect(),
+            selector: keep.labels(&spec.selector),
+            local: spec.internal_traffic_policy == "Local",
+            opaque_ports,
+            traffic: (traffic != *ORDINARY).then(|| Box::new(traffic)),
         }
     }
 
+    pub(super) fn traffic(&self) -> &Traffic {
+        self.traffic.as_deref().unwrap_or(&ORDINARY)
+    }
+
     pub(super) fn selects(&self, labels: &LabelSet) -> bool {
-        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value.as_str()))
+        !self.selector.is_empty() && self.selector.is_within(labels)
     }
 
     pub(super) fn port(&self, number: u16) -> Option<&Port> {
@@ -82,10 +106,10 @@ impl Service {
 }
 
 impl Port {
-    fn read(from: &kubernetes::ServicePort) -> Self {
+    fn read(from: &kubernetes::ServicePort, keep: &mut Texts) -> Self {
         let declared = from.app_protocol.as_deref().map(by_app_protocol).or_else(|| by_port_name(&from.name));
         Port {
-            name: from.name.clone(),
+            name: keep.keep(&from.name),
             number: from.port,
             target: from.target_port.clone().unwrap_or(IntOrString::Int(from.port)),
             declared,

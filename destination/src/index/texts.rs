@@ -1,6 +1,6 @@
 //! What many objects share, kept once: of ten thousand pods, most say what a hundred others say.
 
-use gossamer_api::kubernetes::{Map, Name};
+use gossamer_api::kubernetes::{Map, Name, NameParts};
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -15,8 +15,12 @@ pub(super) struct Kept<T: ?Sized> {
     prune_at: usize,
 }
 
-/// All strings.
-pub(super) type Texts = Kept<str>;
+/// All strings and names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Texts {
+    texts: Kept<str>,
+    names: Kept<NameParts>,
+}
 
 impl<T: ?Sized> Clone for Kept<T> {
     fn clone(&self) -> Self {
@@ -50,11 +54,13 @@ impl<T: Eq + Hash> Kept<T> {
 
 impl Texts {
     pub(super) fn keep(&mut self, text: &str) -> Text {
-        self.known.get(text).cloned().unwrap_or_else(|| self.add(text.into()))
+        self.texts.known.get(text).cloned().unwrap_or_else(|| self.texts.add(text.into()))
     }
 
     pub(super) fn name(&mut self, namespace: &str, name: &str) -> Name {
-        Name { namespace: self.keep(namespace), name: self.keep(name) }
+        // Most objects' names are nothing else's text.
+        let parts = NameParts { namespace: self.keep(namespace), name: name.into() };
+        self.names.share(parts).into()
     }
 
     pub(super) fn labels(&mut self, from: &Map) -> LabelSet {
@@ -74,6 +80,15 @@ impl<T: ?Sized> PartialEq for Kept<T> {
 pub(super) struct LabelSet(Box<[(Text, Text)]>);
 
 impl LabelSet {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// True when `other` has all of these.
+    pub(super) fn is_within(&self, other: &LabelSet) -> bool {
+        self.0.iter().all(|(key, value)| other.get(key) == Some(&**value))
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
     }
@@ -92,7 +107,15 @@ mod tests {
         for n in 0..100_000 {
             texts.keep(&n.to_string());
         }
-        assert!(texts.known.len() <= 2 * MIN_PRUNE, "{}", texts.known.len());
+        assert!(texts.texts.known.len() <= 2 * MIN_PRUNE, "{}", texts.texts.known.len());
         assert!(Arc::ptr_eq(&kept, &texts.keep("kept")));
+    }
+
+    #[test]
+    fn a_name_is_kept_once() {
+        let mut texts = Texts::default();
+        let (one, other) = (texts.name("shop", "web"), texts.name("shop", "web"));
+        assert!(std::ptr::eq(&*one, &*other));
+        assert!(one == Name::new("shop", "web") && one != texts.name("shop", "api"));
     }
 }
