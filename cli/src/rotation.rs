@@ -209,13 +209,17 @@ pub async fn injected_without(cluster: &Cluster, root: &str) -> Result<Vec<Strin
 
 /// True when the roots that a pod was injected with lack the one of that fingerprint.
 fn lacks_root(pod: &Pod, root: &str) -> bool {
-    let Some(spec) = pod.spec.as_ref() else { return false };
+    injected_with(pod)
+        .is_some_and(|anchors| !anchors.certificates().iter().any(|anchor| tls::fingerprint(anchor) == root))
+}
+
+/// The roots that a pod was injected with.
+pub(crate) fn injected_with(pod: &Pod) -> Option<Anchors> {
+    let spec = pod.spec.as_ref()?;
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let mut env = containers.filter(|container| container.name == CONTAINER).flat_map(|c| c.env.iter().flatten());
-    let given =
-        env.find(|variable| variable.name == "MESH_TRUST_ANCHORS").and_then(|variable| variable.value.as_deref());
-    let anchors = given.and_then(|pem| Anchors::from_pem(pem).ok());
-    anchors.is_some_and(|anchors| !anchors.certificates().iter().any(|anchor| tls::fingerprint(anchor) == root))
+    let given = env.find(|variable| variable.name == "MESH_TRUST_ANCHORS")?;
+    Anchors::from_pem(given.value.as_deref()?).ok()
 }
 
 /// True while its proxy has never run.

@@ -8,6 +8,8 @@ use crate::cluster::{Cluster, MESHED_LABEL};
 use crate::commands::identity;
 use crate::fan;
 use crate::place::{Place, Workload, of_pod};
+use crate::rotation;
+use gossamer_api::process::tls::Anchors;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +29,14 @@ pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
     let waiting: Vec<String> = meshed.iter().filter(|pod| !proxy_is_ready(pod)).map(|pod| name(pod)).collect();
     let hint = "kubectl logs POD -c gossamer-proxy; new pods take a moment";
     findings.add(format!("all {} are ready", meshed.len()), some(waiting).map(|names| (names, hint)));
+    let place = Place::Cluster(cluster.clone());
+    let roots = identity::roots(&place).await;
+    if let Some(roots) = &roots {
+        let lost: Vec<String> = meshed.iter().filter(|pod| knows_no_root(pod, roots)).map(|pod| name(pod)).collect();
+        let hint = "they missed a whole rotation of the root, or were injected before it, and rightly believe no newer one: \
+            kubectl rollout restart their workloads; inject YAML of `meshctl inject --manual` anew";
+        findings.add("they know a root of trust that still holds", some(lost).map(|names| (names, hint)));
+    }
 
     let control = cluster.pods(Some(&cluster.control_namespace), "gossamer.io/control-plane-component").await;
     let wanted: BTreeSet<String> = control.unwrap_or_default().iter().filter_map(version_of).collect();
@@ -36,7 +46,7 @@ pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
     let hint = "kubectl rollout restart their workloads, at leisure: versions next to each other work together";
     findings.warn("they are of the control plane's version", some(old).map(|names| (names, hint)));
 
-    certificates(cluster, &meshed, &mut findings).await;
+    certificates(&place, roots.as_ref(), &meshed, &mut findings).await;
 
     let what = "pods that should have one do";
     match cluster.list_cluster::<Namespace>("").await {
@@ -61,22 +71,20 @@ pub async fn check(cluster: &Cluster, namespace: Option<&str>) -> Findings {
 }
 
 /// What each proxy shows to others: whether it proves its identity under the roots of now, and for how long.
-async fn certificates(cluster: &Cluster, meshed: &[&Pod], findings: &mut Findings) {
+async fn certificates(place: &Place, roots: Option<&Anchors>, meshed: &[&Pod], findings: &mut Findings) {
     let workloads: Vec<Workload> =
         meshed.iter().filter(|pod| proxy_is_ready(pod)).filter_map(|pod| of_pod((*pod).clone())).collect();
-    let place = Place::Cluster(cluster.clone());
     let what = "their certificates prove their identities under the current roots";
-    let Some(anchors) = identity::roots(&place).await else {
+    if roots.is_none() {
         let problem = "the ConfigMap gossamer-trust-anchors can't be read".to_string();
         findings.warn(what, Some((problem, "ask for the right to read it")));
         return;
-    };
-    let (place, anchors) = (&place, Some(&anchors));
+    }
     let seen =
         fan::out(
             "proxies",
             &workloads,
-            |_, workload| async move { identity::certificate(place, workload, anchors).await },
+            |_, workload| async move { identity::certificate(place, workload, roots).await },
         );
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
     let (mut bad, mut silent) = (Vec::new(), Vec::new());
@@ -93,6 +101,13 @@ async fn certificates(cluster: &Cluster, meshed: &[&Pod], findings: &mut Finding
         let hint = "it takes the right to create pods/portforward, as meshctl identity does";
         findings.warn("all show their certificate", some(silent).map(|names| (names, hint)));
     }
+}
+
+/// True for one that waits for a certificate, and was made with roots that are all trusted no more. Ready ones have learned
+/// the newer roots in time.
+fn knows_no_root(pod: &Pod, roots: &Anchors) -> bool {
+    let given = rotation::injected_with(pod).filter(|_| !proxy_is_ready(pod));
+    given.is_some_and(|given| !given.certificates().iter().any(|root| roots.certificates().contains(root)))
 }
 
 /// What is wrong with a certificate, if anything is.
@@ -183,6 +198,7 @@ fn some(names: Vec<String>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gossamer_identity::issuer::new_root;
     use serde_json::json;
 
     #[test]
@@ -206,6 +222,29 @@ mod tests {
         assert!(runs(&pod("Always", std::slice::from_ref(&done))));
         assert!(runs(&pod("Never", &[done, running])));
         assert!(runs(&pod("Never", &[])));
+    }
+
+    #[test]
+    fn who_waits_with_roots_of_the_past_is_told() {
+        let now = SystemTime::now();
+        let [old, new] = [(); 2].map(|()| new_root("cluster.local", now).unwrap().certificate);
+        let pod = |roots: &str, ready: bool| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {},
+                "spec": { "containers": [], "initContainers": [
+                    { "name": "gossamer-proxy", "env": [{ "name": "MESH_TRUST_ANCHORS", "value": roots }] }
+                ]},
+                "status": { "initContainerStatuses": [
+                    { "name": "gossamer-proxy", "image": "", "imageID": "", "ready": ready, "restartCount": 0 }
+                ]},
+            }))
+            .unwrap()
+        };
+        let (both, roots) = (format!("{old}{new}"), Anchors::from_pem(&new).unwrap());
+        assert!(knows_no_root(&pod(&old, false), &roots));
+        for (given, ready) in [(&old, true), (&new, false), (&both, false), (&String::new(), false)] {
+            assert!(!knows_no_root(&pod(given, ready), &roots), "{given} {ready}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::rollout::{under_load, web_and_shop};
 use gossamer_api::process::tls::{Anchors, fingerprint};
 use gossamer_identity::issuer::{Authority, new_issuer, new_root};
 use gossamer_tests::cluster::{Cluster, Space, eventually, ok, text};
+use serde_json::{Value, json};
 use std::time::SystemTime;
 
 fn anchors(cluster: &Cluster) -> String {
@@ -13,12 +14,33 @@ fn anchors(cluster: &Cluster) -> String {
 pub(crate) fn a_new_root_fails_nothing(cluster: &Cluster) {
     let space = web_and_shop(cluster, "roots", 2);
     let before = anchors(cluster);
+    let of_before = space.json(&["get", "pod", "shop"]);
     under_load(&space, 40.0, || {
         ok(cluster.meshctl(&["identity", "rotate-root", "--yes"]));
     });
     assert_ne!(anchors(cluster), before);
     cluster.assert_well();
     the_proxy_comes_back(&space);
+    who_missed_it_is_told(&space, of_before);
+}
+
+/// A pod as it was made before the old root was dropped: it believes nobody, and `check` says why.
+fn who_missed_it_is_told(space: &Space<'_>, mut pod: Value) {
+    let of = |key: &str| pod["metadata"][key].clone();
+    pod["metadata"] =
+        json!({"name": "late", "namespace": space.name, "labels": of("labels"), "annotations": of("annotations")});
+    pod.as_object_mut().unwrap().remove("status");
+    space.apply(&pod.to_string());
+    let check = || text(&space.cluster.meshctl(&["check", "-o", "json"]).stdout);
+    eventually("check names it", || {
+        let findings: Value = serde_json::from_str(&check()).unwrap();
+        let all = findings["checks"].as_array().cloned().unwrap_or_default();
+        let root =
+            all.iter().find(|one| one.to_string().contains("know a root of trust that still holds"))?.to_string();
+        (root.contains("roots/late") && root.contains("rollout restart")).then_some(())
+    });
+    space.kubectl(&["delete", "pod", "late", "--wait"]);
+    space.cluster.assert_well();
 }
 
 /// A container that is started again has only the old root in its environment.
