@@ -67,9 +67,10 @@ pub(crate) fn traffic_is_seen_as_it_is(cluster: &Cluster) {
     let start = Instant::now();
     shows(&space, &["stat", "deploy"], "api", |api| (10.0..30.0).contains(&rps(api)));
     println!("figure: live tables: right after {:.1} s", start.elapsed().as_secs_f64());
-    let api = shows(&space, &["stat", "deploy/api"], "api", |api| rps(api) > 5.0);
+    // A health check that is under way at the window's end is a connection whose request is not counted yet.
+    let api = shows(&space, &["stat", "deploy/api"], "api", |api| rps(api) > 5.0 && api["mtls_share"] == 1.0);
     assert_eq!((&api["meshed"], &api["replicas"], &api["kind"]), (&2.into(), &2.into(), &"deployment".into()));
-    assert_eq!((api["success_rate"].as_f64(), api["mtls_share"].as_f64()), (Some(1.0), Some(1.0)), "{api:#}");
+    assert_eq!(api["success_rate"].as_f64(), Some(1.0), "{api:#}");
     shows(&space, &["stat", "svc/api", "--from", "pod/web"], "api", |api| rps(api) > 5.0);
     let sent = shows(&space, &["stat", "pod/web", "--to", "deploy/api"], "web", |web| rps(web) > 5.0);
     assert_eq!(sent["mtls_share"].as_f64(), Some(1.0), "{sent:#}");
