@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Connections that wait to be asked again. Each holds a file descriptor, of which a process often has 1,024, and 200 KiB
+/// Connections that wait to be asked again. Each holds a file descriptor, of which a process often has 1,024, and 120 KiB
 /// of a WebSocket's buffers; the cluster holds as many.
 const KEPT: usize = 320;
 /// Whoever is between us and a pod may close what is idle for longer.
