@@ -26,9 +26,11 @@ pub fn address() -> Ipv4Addr {
     Ipv4Addr::new(127, block.net[0], block.net[1], block.next - 1)
 }
 
-/// A listener's address there, with a port that the system chose.
-pub fn free_port(ip: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
+/// Addresses of as many listeners there, each with a port of its own that the system chose.
+pub fn free_ports<const COUNT: usize>(ip: Ipv4Addr) -> [SocketAddr; COUNT] {
+    // Held together: one that was let go may be chosen again.
+    let held = [(); COUNT].map(|()| TcpListener::bind((ip, 0)).unwrap());
+    held.map(|listener| listener.local_addr().unwrap())
 }
 
 fn claim() -> Block {
@@ -42,4 +44,16 @@ fn claim() -> Block {
         }
     }
     panic!("no block of loopback addresses is free");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_is_given_twice() {
+        let mut ports = free_ports::<200>(address());
+        ports.sort();
+        assert!(ports.windows(2).all(|two| two[0] != two[1]));
+    }
 }

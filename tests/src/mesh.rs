@@ -97,13 +97,14 @@ impl Mesh {
         let registry = Registry::new(cluster, Some(pool));
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().unwrap();
         std::fs::create_dir(folder.path().join("objects")).unwrap();
+        let [identity, destination] = loopback::free_ports(node);
         let mesh = Mesh {
             standalone: Standalone::new(registry.clone()),
             registry,
             tokens: JoinTokens::new(),
             folder,
-            identity: loopback::free_port(node),
-            destination: loopback::free_port(node),
+            identity,
+            destination,
             apart,
             running: Mutex::default(),
             anchors: Mutex::default(),
