@@ -322,8 +322,10 @@ fn a_folder_of_objects_is_obeyed_and_a_wrong_one_is_named() {
     eventually("a friend is let in", || hears("friend"));
     assert!(!hears("client"), "nobody else is");
 
-    std::fs::write(&policy, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }"))
-        .unwrap();
+    // At once: a file that is empty for a moment is a policy less.
+    let new = state.path().join("new");
+    std::fs::write(&new, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }")).unwrap();
+    std::fs::rename(new, &policy).unwrap();
     let place = format!("{}:6: spec.from: ", policy.display());
     eventually("the file, the line and the field are named", || {
         std::fs::read_to_string(&log).unwrap().contains(&place)

@@ -182,9 +182,9 @@ impl Mesh {
              status: {{ podIP: {ip} }}\n"
         );
         if !spec.ports.is_empty() {
-            std::fs::write(self.objects().join(format!("service-{name}.yaml")), service).unwrap();
+            self.write(&format!("service-{name}.yaml"), &service);
         }
-        std::fs::write(self.objects().join(format!("{replica}.yaml")), pod).unwrap();
+        self.write(&format!("{replica}.yaml"), &pod);
         let Some((identity, token)) = token else { return };
         let path = self.folder.path().join("tokens");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -208,6 +208,15 @@ impl Mesh {
     /// The folder of YAML objects that the control plane watches.
     pub fn objects(&self) -> PathBuf {
         self.folder.path().join("objects")
+    }
+
+    /// Puts a file into that folder, whole: the control plane may look at any moment, and half of it, or nothing, is another
+    /// state.
+    pub fn write(&self, file: &str, yaml: &str) {
+        // Hidden ones are left out.
+        let new = self.objects().join(format!(".{file}"));
+        std::fs::write(&new, yaml).unwrap();
+        std::fs::rename(new, self.objects().join(file)).unwrap();
     }
 
     /// Takes objects at once, without the folder. The same `file` again replaces objects of the same name.
