@@ -36,6 +36,11 @@ use tokio::runtime::Runtime;
 /// The namespace of workloads.
 pub const NAMESPACE: &str = "test";
 
+/// How long proxies wait for a client to say something. Clients here speak first, and a busy machine may keep them from
+/// it for longer than the default, after which they have a connection to the workload, and no answers to requests. What
+/// tests silence sets [`Spec::impatient`].
+const PATIENCE: &str = "2s";
+
 /// A control plane and what its proxies need to know of it.
 pub struct Mesh {
     /// What the control plane knows; survives it, like the API server of a cluster.
@@ -373,6 +378,11 @@ impl Spec<'_> {
         self
     }
 
+    /// Its proxy waits as long for silent clients as it does by default.
+    pub fn impatient(self) -> Self {
+        self.set("detect-patience", &format!("{}ms", defaults::DETECT_PATIENCE.as_millis()))
+    }
+
     /// An annotation of the pod.
     pub fn annotate(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_string(), value.to_string());
@@ -498,6 +508,7 @@ impl Mesh {
             ("MESH_POLICY_NAME", destination),
             ("MESH_TRUST_ANCHORS", self.anchors()),
             ("MESH_LOG_LEVEL", level),
+            ("MESH_DETECT_PATIENCE", PATIENCE.into()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_string(), value))
