@@ -67,7 +67,10 @@ enum Plane {
 impl Plane {
     fn kill(self) {
         match self {
-            Plane::Threads { runtime, .. } => runtime.shutdown_background(),
+            // Gone when this returns: on a busy machine it would go on answering for a while. Not here, where tasks run.
+            Plane::Threads { runtime, .. } => {
+                let _ = std::thread::spawn(move || runtime.shutdown_timeout(expect::DEADLINE)).join();
+            }
             Plane::Process(mut child) => {
                 let _ = child.kill();
                 let _ = child.wait();
