@@ -259,7 +259,9 @@ fn replicas_share_a_name_and_a_port_can_be_published() {
         return;
     }
     let state = state();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Not one of those that connections get: another test's might have it by the time that this one listens.
+    let first = 30_000 + (std::process::id() % 2_000) as u16;
+    let free = (first..).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
     let publish = format!("{free}:7070");
     let program = "run ledger --port 7070 --replicas 2 --label tier=db --publish".split(' ').chain([&*publish, "--"]);
     let mut server =
@@ -324,7 +326,8 @@ fn a_folder_of_objects_is_obeyed_and_a_wrong_one_is_named() {
 
     // At once: a file that is empty for a moment is a policy less.
     let new = state.path().join("new");
-    std::fs::write(&new, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }")).unwrap();
+    std::fs::write(&new, ONLY_FRIENDS.replace("[{ serviceAccounts", "{ serviceAccounts").replace("}] }]", "}] }"))
+        .unwrap();
     std::fs::rename(new, &policy).unwrap();
     let place = format!("{}:6: spec.from: ", policy.display());
     eventually("the file, the line and the field are named", || {
