@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 /// Instructions of one round, and what it is. Measured with Rust 1.95 on x86-64, and a tenth above that.
 const AT_MOST: [(&str, u64, &str); 5] = [
-    ("head", 8_300, "HTTP/1.1 request head of 8 fields read, answer's head of 6 fields written"),
+    ("head", 7_300, "HTTP/1.1 request head of 8 fields read, answer's head of 6 fields written"),
     ("route", 3_300, "a request among 20 routes with hosts, paths and methods, the last matches"),
     ("route-any", 27, "a request where nothing is configured"),
     ("pick", 1_120, "one of 100 endpoints, and its latency learned"),

@@ -117,7 +117,7 @@ impl Headers {
         }
     }
 
-    fn push(&mut self, bytes: &[u8]) -> Span {
+    fn hold(&mut self) {
         if self.bytes.capacity() == 0 {
             if self.fields.capacity() == 0
                 && let Ok(Some(spare)) = SPARE.try_with(|spare| spare.borrow_mut().pop())
@@ -127,6 +127,10 @@ impl Headers {
             // An ordinary head fits at once.
             self.reserve(384, 12);
         }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Span {
+        self.hold();
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(bytes);
         Span { start, len: bytes.len() as u32 }
@@ -147,6 +151,19 @@ impl Headers {
         let name = self.push(name.as_ref());
         self.bytes[name.range()].make_ascii_lowercase();
         let value = self.push(value.as_ref());
+        self.fields.push(Field { name, value, sensitive: false });
+    }
+
+    /// As [`append`](Self::append), of a name that is in lower case.
+    pub(crate) fn append_lower(&mut self, name: &[u8], value: &[u8]) {
+        debug_assert!(!name.iter().any(u8::is_ascii_uppercase));
+        self.hold();
+        self.bytes.reserve(name.len() + value.len());
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(value);
+        let name = Span { start, len: name.len() as u32 };
+        let value = Span { start: start + name.len, len: value.len() as u32 };
         self.fields.push(Field { name, value, sensitive: false });
     }
 

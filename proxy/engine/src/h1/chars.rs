@@ -1,16 +1,16 @@
-//! Which bytes may stand where (RFC 9110 section 5.6.2, 5.5; RFC 3986), and scans over them, eight bytes at a time.
+//! Which bytes may stand where (RFC 9110 section 5.6.2, 5.5; RFC 3986), and scans over them, many bytes at a time.
 
 const ONES: u64 = u64::from_ne_bytes([1; 8]);
 const HIGH: u64 = ONES << 7;
 
-const fn token_table() -> [bool; 256] {
+/// Letters, digits and `marks`.
+const fn table(marks: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < 128 {
         table[byte] = (byte as u8).is_ascii_alphanumeric();
         byte += 1;
     }
-    let marks = b"!#$%&'*+-.^_`|~";
     let mut at = 0;
     while at < marks.len() {
         table[marks[at] as usize] = true;
@@ -20,11 +20,40 @@ const fn token_table() -> [bool; 256] {
 }
 
 /// Bytes of a token: method, field name.
-static TOKEN: [bool; 256] = token_table();
+static TOKEN: [bool; 256] = table(b"!#$%&'*+-.^_`|~");
+/// Bytes of a host's name.
+static HOST: [bool; 256] = table(b"-._~%!$&'()*+,;=");
+/// The lower case of bytes of a token, 0 for others.
+static LOWER: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        if TOKEN[byte] {
+            table[byte] = (byte as u8).to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    table
+};
 
 /// The number of leading bytes that belong to a token.
 pub(super) fn token_len(bytes: &[u8]) -> usize {
     bytes.iter().position(|&byte| !TOKEN[byte as usize]).unwrap_or(bytes.len())
+}
+
+/// Names of fields up to this length are read and put in lower case in one go; hardly any is longer.
+pub(super) const NAME: usize = 32;
+
+/// The number of leading bytes that belong to a token, with those of the first [`NAME`] in lower case in `lower`.
+pub(super) fn lower_token(bytes: &[u8], lower: &mut [u8; NAME]) -> usize {
+    for (at, &byte) in bytes.iter().take(NAME).enumerate() {
+        let byte = LOWER[byte as usize];
+        if byte == 0 {
+            return at;
+        }
+        lower[at % NAME] = byte;
+    }
+    if bytes.len() > NAME { NAME + token_len(&bytes[NAME..]) } else { bytes.len() }
 }
 
 /// True for a token of at least one byte.
@@ -34,8 +63,15 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
 
 /// The first byte that is below `LEAST` or DEL. `LEAST` is at most 0x80.
 fn first_control<const LEAST: u8>(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(word) = bytes[at..].first_chunk::<8>() {
+    let mut rest = bytes;
+    // Sixteen at a time while there is none: the compiler makes a few vector instructions of it.
+    while let Some((chunk, after)) = rest.split_first_chunk::<16>() {
+        if chunk.iter().fold(false, |found, &byte| found | (byte < LEAST) | (byte == 0x7f)) {
+            break;
+        }
+        rest = after;
+    }
+    while let Some((word, after)) = rest.split_first_chunk::<8>() {
         let word = u64::from_le_bytes(*word);
         // A borrow can only mark bytes above one that is truly marked, so the lowest mark is exact.
         let below = word.wrapping_sub(ONES * LEAST as u64) & !word;
@@ -43,11 +79,12 @@ fn first_control<const LEAST: u8>(bytes: &[u8]) -> usize {
         let delete = flipped.wrapping_sub(ONES) & !flipped;
         let marks = (below | delete) & HIGH;
         if marks != 0 {
-            return at + marks.trailing_zeros() as usize / 8;
+            return bytes.len() - rest.len() + marks.trailing_zeros() as usize / 8;
         }
-        at += 8;
+        rest = after;
     }
-    at + bytes[at..].iter().position(|&byte| byte < LEAST || byte == 0x7f).unwrap_or(bytes.len() - at)
+    let found = rest.iter().position(|&byte| byte < LEAST || byte == 0x7f).unwrap_or(rest.len());
+    bytes.len() - rest.len() + found
 }
 
 /// The number of leading bytes that may stand in a field value: all but control characters; tab is none.
@@ -94,12 +131,11 @@ pub(super) fn is_authority(bytes: &[u8]) -> bool {
             port
         }
         _ => {
-            let end = bytes.iter().position(|&byte| byte == b':').unwrap_or(bytes.len());
-            let name = |&b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b);
-            if end == 0 || !bytes[..end].iter().all(name) {
-                return false;
+            // What ends the name is looked at as the port.
+            match bytes.iter().position(|&byte| !HOST[byte as usize]).unwrap_or(bytes.len()) {
+                0 => return false,
+                end => &bytes[end..],
             }
-            &bytes[end..]
         }
     };
     match port {
@@ -125,6 +161,23 @@ mod tests {
             }
         }
         assert_eq!(text_len(b"\t\t12345678\t\x01"), 11);
+    }
+
+    #[test]
+    fn names_are_read_in_lower_case() {
+        let all: Vec<u8> = (0..=255).collect();
+        for byte in all {
+            for place in [0, 1, 31, 32, 33, 40] {
+                let mut name = [b'N'; 41];
+                name[place] = byte;
+                let mut lower = [0; NAME];
+                let len = lower_token(&name, &mut lower);
+                assert_eq!(len, token_len(&name), "{byte} at {place}");
+                assert_eq!(lower[..len.min(NAME)], name[..len.min(NAME)].to_ascii_lowercase());
+            }
+        }
+        assert_eq!(lower_token(b"", &mut [0; NAME]), 0);
+        assert_eq!(lower_token(&[b'a'; NAME], &mut [0; NAME]), NAME);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use crate::h1::Limits;
-use crate::h1::chars::{self, text_len, token_len, trim};
+use crate::h1::chars::{self, NAME, lower_token, text_len, token_len, trim};
 use crate::message::{Headers, Method, RequestHead, ResponseHead, Scheme, Version};
 
 /// The longest method: the registry's longest is 17.
@@ -243,6 +243,7 @@ fn fields<'a>(
 ) -> Result<Option<usize>, Error> {
     let first = at;
     let mut count = 0;
+    let mut lower = [0; NAME];
     loop {
         let line = &buffer[at..];
         match line {
@@ -258,7 +259,7 @@ fn fields<'a>(
         }
         count += 1;
 
-        let name_len = token_len(line);
+        let name_len = lower_token(line, &mut lower);
         let value_at = match &line[name_len..] {
             [] => return Ok(None),
             [b':', ..] if name_len > 0 => name_len + 1,
@@ -282,12 +283,14 @@ fn fields<'a>(
             [b'\r' | b'\n', ..] => return refuse("line ends without both of CR LF"),
             _ => return refuse("control character in a field"),
         }
-        field(section, &line[..name_len], trim(&line[value_at..value_end]), headers, seen)?;
+        let name = lower.get(..name_len).unwrap_or(&line[..name_len]);
+        field(section, name, trim(&line[value_at..value_end]), headers, seen)?;
         at += value_end + 2;
     }
 }
 
-/// Keeps one field, or what it says if it is about the message's framing.
+/// Keeps one field, or what it says if it is about the message's framing. A name of up to [`NAME`] bytes is in lower
+/// case already.
 fn field<'a>(
     section: Section,
     name: &[u8],
@@ -295,7 +298,7 @@ fn field<'a>(
     headers: &mut Headers,
     seen: &mut Seen<'a>,
 ) -> Result<(), Error> {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    let is = |known: &[u8]| name == known;
     if section == Section::Trailers {
         if forbidden_in_trailers(name) {
             return refuse("field that must not be a trailer");
@@ -322,7 +325,7 @@ fn field<'a>(
                 if seen.length.replace(length).is_some() {
                     return refuse("more than one content-length");
                 }
-                headers.append("content-length", itoa::Buffer::new().format(length));
+                headers.append_lower(b"content-length", itoa::Buffer::new().format(length).as_bytes());
                 return Ok(());
             }
             17 if is(b"transfer-encoding") => {
@@ -335,7 +338,11 @@ fn field<'a>(
             _ => {}
         }
     }
-    headers.append(name, value);
+    if name.len() <= NAME {
+        headers.append_lower(name, value);
+    } else {
+        headers.append(name, value);
+    }
     Ok(())
 }
 

@@ -79,7 +79,7 @@ impl Check {
             Kind::Connection => return self.refuse("connection-specific field"),
             _ => return self.refuse("bad field name"),
         }
-        headers.append(field.name, value);
+        headers.append_lower(field.name, value);
         if field.sensitive {
             headers.mark_sensitive();
         }
