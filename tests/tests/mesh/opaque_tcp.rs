@@ -90,7 +90,7 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
         let mut raw = Raw::connect(pair.entry()).await;
         assert_eq!(raw.line().await, "220 mail.test ESMTP");
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "round {round}: {took:?}");
+        assert!(took < Duration::from_secs(3), "round {round}: {took:?}");
         raw.send("EHLO me\r\n").await;
         assert_eq!(raw.line().await, "EHLO me");
     }

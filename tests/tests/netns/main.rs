@@ -200,7 +200,8 @@ fn a_server_that_speaks_first_needs_no_setting() {
     mesh.serve("mail", &["greeter", "2525"]);
     let took = mesh.eventually(&["greet", "mail", "2525"]);
     let seconds: f64 = took.trim().parse().unwrap();
-    assert!(seconds < 1.0, "{seconds} s");
+    // Others wait for ten; the rest is what a busy machine takes.
+    assert!(seconds < 3.0, "{seconds} s");
 }
 
 /// Where the kernel, not the program, says where a connection was meant to go.
