@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn three_hundred_pods_are_asked_with_a_bound_and_hanging_ones_are_left() {
         let pods: Vec<usize> = (0..300).collect();
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));

@@ -9,6 +9,7 @@ use crate::registry::{Change, Origin, Registry};
 use gossamer_api::kubernetes::{InvalidObject, Key, parse_yaml};
 use gossamer_api::process::stop::Stop;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
@@ -25,6 +26,10 @@ pub struct Files {
 #[derive(Default)]
 struct Seen {
     stamp: Option<Stamp>,
+    /// Of what was read.
+    digest: u64,
+    /// Another change would have another stamp.
+    settled: bool,
     keys: BTreeSet<Key>,
 }
 
@@ -35,6 +40,14 @@ struct Stamp {
     bytes: u64,
     #[cfg(unix)]
     inode: u64,
+}
+
+impl Stamp {
+    /// False for a file that was changed a moment ago: changed again, to as many bytes, it may get the same stamp.
+    fn is_settled(&self) -> bool {
+        let since = SystemTime::now().duration_since(self.modified).unwrap_or_else(|ahead| ahead.duration());
+        since > GRANULARITY
+    }
 }
 
 impl Files {
@@ -74,11 +87,19 @@ impl Files {
         }
         for (path, stamp) in &found {
             let seen = self.seen.entry(path.clone()).or_default();
-            if seen.stamp == Some(*stamp) {
+            if seen.stamp == Some(*stamp) && seen.settled {
                 continue;
             }
-            seen.stamp = Some(*stamp);
-            match read(path) {
+            // Before it is read, so that a change meanwhile is not taken for settled.
+            let settled = stamp.is_settled();
+            let text = read(path);
+            let digest = digest(&text);
+            if seen.stamp.replace(*stamp).is_some() && seen.digest == digest {
+                seen.settled = settled;
+                continue;
+            }
+            (seen.digest, seen.settled) = (digest, settled);
+            match text.and_then(|text| parse(&text)) {
                 Ok(objects) => {
                     let keys: BTreeSet<_> = objects.iter().map(|object| object.key()).collect();
                     let gone = seen.keys.difference(&keys).cloned().map(Change::Delete);
@@ -107,14 +128,27 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<gossamer_api::kubernetes::Object>, Vec<InvalidObject>> {
+fn read(path: &Path) -> Result<String, Vec<InvalidObject>> {
     let wrong = |reason: String| vec![InvalidObject { line: 1, field: String::new(), reason }];
     let bytes = fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
     if bytes > MAX_BYTES {
         return Err(wrong(format!("has {bytes} bytes; the limit is {MAX_BYTES}")));
     }
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    Ok(parse_yaml(&text)?.into_iter().map(|(_, object)| object).collect())
+    fs::read_to_string(path).map_err(|error| wrong(error.to_string()))
+}
+
+fn parse(text: &str) -> Result<Vec<gossamer_api::kubernetes::Object>, Vec<InvalidObject>> {
+    Ok(parse_yaml(text)?.into_iter().map(|(_, object)| object).collect())
+}
+
+/// Says whether it is the same as the last time.
+fn digest(text: &Result<String, Vec<InvalidObject>>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match text {
+        Ok(text) => text.hash(&mut hasher),
+        Err(errors) => errors.iter().for_each(|error| error.reason.hash(&mut hasher)),
+    }
+    hasher.finish()
 }
 
 /// All YAML and JSON files, also in folders below; hidden ones are left out, editors make them.
@@ -156,6 +190,8 @@ fn stamp(metadata: &fs::Metadata) -> Option<Stamp> {
 
 /// Faster than a human who saves and looks.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// The coarsest of file systems (FAT) count changes in steps of two seconds; others in those of the kernel's clock.
+const GRANULARITY: Duration = Duration::from_secs(2);
 /// A file of 4 MiB holds some 5,000 objects.
 const MAX_BYTES: u64 = 4 << 20;
 /// Beyond that a folder is not configuration.
@@ -202,6 +238,22 @@ mod tests {
         fs::remove_file(&path).unwrap();
         files.look();
         assert_eq!(services(), 0);
+    }
+
+    #[test]
+    fn a_change_within_one_tick_of_the_clock_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::new(Cluster::default(), None);
+        let mut files = Files::new(folder.path(), registry.clone());
+        let path = folder.path().join("objects.yaml");
+        let tick = SystemTime::now();
+        for name in ["one", "two", "six"] {
+            fs::write(&path, service(name, "80")).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(tick).unwrap();
+            assert!(files.look().is_empty());
+            assert!(registry.read(|index| index.address_of(name, "default")).is_some(), "{name}");
+        }
+        assert_eq!(registry.read(|index| index.len().0), 1);
     }
 
     #[test]

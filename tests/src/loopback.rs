@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A port that marks a block of 254 addresses as taken for as long as the process lives.
 const CLAIM: u16 = 4199;
@@ -26,9 +27,25 @@ pub fn address() -> Ipv4Addr {
     Ipv4Addr::new(127, block.net[0], block.net[1], block.next - 1)
 }
 
-/// A listener's address there, with a port that the system chose.
-pub fn free_port(ip: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
+/// Addresses of as many listeners there, each with a port of its own that the system chose.
+pub fn free_ports<const COUNT: usize>(ip: Ipv4Addr) -> [SocketAddr; COUNT] {
+    // Held together: one that was let go may be chosen again.
+    let held = [(); COUNT].map(|()| TcpListener::bind((ip, 0)).unwrap());
+    held.map(|listener| listener.local_addr().unwrap())
+}
+
+/// A port on which nothing listens, for a program that listens on all addresses, or that can't be handed a listener. The
+/// system gives it to no connection: those have ports from 32768 up.
+pub fn quiet_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    for _ in 0..2_000 {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 fn claim() -> Block {
@@ -42,4 +59,16 @@ fn claim() -> Block {
         }
     }
     panic!("no block of loopback addresses is free");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_is_given_twice() {
+        let mut ports = free_ports::<200>(address());
+        ports.sort();
+        assert!(ports.windows(2).all(|two| two[0] != two[1]));
+    }
 }

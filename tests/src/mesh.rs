@@ -36,6 +36,11 @@ use tokio::runtime::Runtime;
 /// The namespace of workloads.
 pub const NAMESPACE: &str = "test";
 
+/// How long proxies wait for a client to say something. Clients here speak first, and a busy machine may keep them from
+/// it for longer than the default, after which they have a connection to the workload, and no answers to requests. What
+/// tests silence sets [`Spec::impatient`].
+const PATIENCE: &str = "2s";
+
 /// A control plane and what its proxies need to know of it.
 pub struct Mesh {
     /// What the control plane knows; survives it, like the API server of a cluster.
@@ -62,7 +67,10 @@ enum Plane {
 impl Plane {
     fn kill(self) {
         match self {
-            Plane::Threads { runtime, .. } => runtime.shutdown_background(),
+            // Gone when this returns: on a busy machine it would go on answering for a while. Not here, where tasks run.
+            Plane::Threads { runtime, .. } => {
+                let _ = std::thread::spawn(move || runtime.shutdown_timeout(expect::DEADLINE)).join();
+            }
             Plane::Process(mut child) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -97,13 +105,14 @@ impl Mesh {
         let registry = Registry::new(cluster, Some(pool));
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().unwrap();
         std::fs::create_dir(folder.path().join("objects")).unwrap();
+        let [identity, destination] = loopback::free_ports(node);
         let mesh = Mesh {
             standalone: Standalone::new(registry.clone()),
             registry,
             tokens: JoinTokens::new(),
             folder,
-            identity: loopback::free_port(node),
-            destination: loopback::free_port(node),
+            identity,
+            destination,
             apart,
             running: Mutex::default(),
             anchors: Mutex::default(),
@@ -181,9 +190,9 @@ impl Mesh {
              status: {{ podIP: {ip} }}\n"
         );
         if !spec.ports.is_empty() {
-            std::fs::write(self.objects().join(format!("service-{name}.yaml")), service).unwrap();
+            self.write(&format!("service-{name}.yaml"), &service);
         }
-        std::fs::write(self.objects().join(format!("{replica}.yaml")), pod).unwrap();
+        self.write(&format!("{replica}.yaml"), &pod);
         let Some((identity, token)) = token else { return };
         let path = self.folder.path().join("tokens");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -207,6 +216,15 @@ impl Mesh {
     /// The folder of YAML objects that the control plane watches.
     pub fn objects(&self) -> PathBuf {
         self.folder.path().join("objects")
+    }
+
+    /// Puts a file into that folder, whole: the control plane may look at any moment, and half of it, or nothing, is another
+    /// state.
+    pub fn write(&self, file: &str, yaml: &str) {
+        // Hidden ones are left out.
+        let new = self.objects().join(format!(".{file}"));
+        std::fs::write(&new, yaml).unwrap();
+        std::fs::rename(new, self.objects().join(file)).unwrap();
     }
 
     /// Takes objects at once, without the folder. The same `file` again replaces objects of the same name.
@@ -363,6 +381,11 @@ impl Spec<'_> {
         self
     }
 
+    /// Its proxy waits as long for silent clients as it does by default.
+    pub fn impatient(self) -> Self {
+        self.set("detect-patience", &format!("{}ms", defaults::DETECT_PATIENCE.as_millis()))
+    }
+
     /// An annotation of the pod.
     pub fn annotate(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_string(), value.to_string());
@@ -488,6 +511,7 @@ impl Mesh {
             ("MESH_POLICY_NAME", destination),
             ("MESH_TRUST_ANCHORS", self.anchors()),
             ("MESH_LOG_LEVEL", level),
+            ("MESH_DETECT_PATIENCE", PATIENCE.into()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_string(), value))
@@ -616,10 +640,11 @@ impl Proxy {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Resident memory of the process, in bytes.
+    /// Memory of the process that is resident and its own, in bytes. Not pages of the program's file: a proxy at rest gives
+    /// them back, and then has them again, which of a debug build is 16 MiB.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has one");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a running process has one");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }

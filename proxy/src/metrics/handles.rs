@@ -255,8 +255,9 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.metrics.open.add(-1);
+        // In this order: who no longer sees it open sees why it closed.
         self.metrics.closed.inc(self.errno);
+        self.metrics.open.add(-1);
     }
 }
 

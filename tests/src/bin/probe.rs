@@ -1,7 +1,7 @@
 //! A program to be meshed in namespaces: small servers and clients, blocking, which know nothing of
 //! the mesh. `probe http|greeter|count|reset PORT`, `probe fail STATUS PORT`, `probe get|intercepted HOST PORT 4|6`,
 //! `probe greet|half-close|broken|answer HOST PORT`,
-//! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...`, `probe sleep [SECONDS]`,
+//! `probe load new|kept HOST PORT PATH RATE SECONDS [HEADER: VALUE]...` (SECONDS `-`: until standard input ends), `probe sleep [SECONDS]`,
 //! `probe sniff WORD...`, `probe processes|memory NAME`, `probe kill NAME VARIABLE=VALUE`.
 
 use serde_json::json;
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,7 +32,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let port = port.parse()?;
             let addr = lookup(host, port)?;
             let target = Target { host, port, addr, path, headers };
-            load(&target, how == "kept", rate.parse()?, Duration::from_secs_f64(seconds.parse()?))
+            let end = match seconds {
+                "-" => End::Told(input_ended()),
+                seconds => End::After(Duration::from_secs_f64(seconds.parse()?)),
+            };
+            load(&target, how == "kept", rate.parse()?, end)
         }
         ["sleep", seconds] => sleep(Duration::from_secs_f64(seconds.parse()?)),
         ["sleep"] => sleep(Duration::MAX),
@@ -178,6 +184,23 @@ fn greet(host: &str, port: u16) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// When a load is over.
+enum End {
+    After(Duration),
+    Told(Arc<AtomicBool>),
+}
+
+/// True once standard input has ended.
+fn input_ended() -> Arc<AtomicBool> {
+    let ended = Arc::<AtomicBool>::default();
+    let tell = ended.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        tell.store(true, Ordering::Relaxed);
+    });
+    ended
+}
+
 /// What is asked for.
 struct Target<'a> {
     host: &'a str,
@@ -201,13 +224,19 @@ fn lookup(host: &str, port: u16) -> Result<SocketAddr, Box<dyn Error>> {
 
 /// Asks at a steady rate and prints what came of it as JSON: how many answers of each status (0: none at all), how many
 /// of each server (the member `name` of the answer), how long the slowest took, the first few failures.
-fn load(target: &Target<'_>, kept: bool, rate: f64, time: Duration) -> Result<(), Box<dyn Error>> {
+fn load(target: &Target<'_>, kept: bool, rate: f64, end: End) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let (mut statuses, mut servers) = (BTreeMap::<u16, u64>::new(), BTreeMap::<String, u64>::new());
     let (mut failures, mut slowest) = (Vec::new(), Duration::ZERO);
     let mut connection = None;
-    let total = (rate * time.as_secs_f64()) as u64;
-    for n in 0..total {
+    for n in 0.. {
+        let over = match &end {
+            End::After(time) => n >= (rate * time.as_secs_f64()) as u64,
+            End::Told(ended) => ended.load(Ordering::Relaxed),
+        };
+        if over {
+            break;
+        }
         let due = Duration::from_secs_f64(n as f64 / rate);
         std::thread::sleep(due.saturating_sub(start.elapsed()));
         let began = Instant::now();

@@ -24,7 +24,8 @@ async fn post(client: &mut H1) -> u16 {
 #[tokio::test]
 async fn a_faster_endpoint_gets_more() {
     let mesh = Mesh::start().await;
-    let (fast, slow) = (app::http("fast"), app::http("slow").slow(Duration::from_millis(60)));
+    // Far slower than what a busy machine makes of the fast one.
+    let (fast, slow) = (app::http("fast"), app::http("slow").slow(Duration::from_millis(400)));
     let _replicas = (replica(&mesh, &fast).await, replica(&mesh, &slow).await);
     let shop = mesh.workload("shop").calls(WEB).start().await;
     let entry = shop.to(WEB);
@@ -47,19 +48,20 @@ async fn requests_of_one_connection_go_to_all_endpoints() {
     let _replicas = join_all(apps.iter().map(|app| replica(&mesh, app))).await;
     let shop = mesh.workload("shop").calls(WEB).start().await;
     let client = H2::connect(shop.to(WEB)).await;
-    // Ten at a time: the first answers are slow, and one after the other they would tell the endpoints apart for long.
-    for _ in 0..20 {
+    // Ten at a time: the first answers are slow, and one after the other they would tell the endpoints apart for long. An
+    // answer that a busy machine has held up is forgotten within seconds.
+    eventually("all are asked", || async {
         join_all((0..10).map(|_| client.get("web", "/bytes/1"))).await;
-    }
-    for app in &apps {
-        assert!(app.count() > 20, "{:?}", apps.iter().map(Http::count).collect::<Vec<_>>());
-    }
+        apps.iter().all(|app| app.count() > 20).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_endpoint_that_only_fails_is_ejected() {
     let mesh = Mesh::start().await;
-    let (good, bad) = (app::http("good"), app::http("bad").broken());
+    // The one that fails looks the better one, also when its first answer was held up.
+    let (good, bad) = (app::http("good").slow(Duration::from_millis(30)), app::http("bad").broken());
     let _replicas = (replica(&mesh, &good).await, replica(&mesh, &bad).await);
     let shop = mesh.workload("shop").calls(WEB).start().await;
     let client = H2::connect(shop.to(WEB)).await;

@@ -29,7 +29,8 @@ async fn known_services_go_on_and_unknown_ones_fail_soon() {
     let answer = H1::connect(shop.to(UNKNOWN)).await.send(request).await.unwrap();
     let took = start.elapsed();
     assert_eq!((answer.status, answer.reason()), (503, "discovery"), "{answer:?}");
-    assert!(took < Duration::from_millis(1500), "{took:?}");
+    // A second, and what a busy machine adds; not the three that others wait.
+    assert!(took < Duration::from_millis(2900), "{took:?}");
     assert_eq!(other.count(), 0, "not without mutual TLS");
     let mut raw = Raw::connect(shop.to(UNKNOWN)).await;
     raw.send(b"\x00bytes").await;

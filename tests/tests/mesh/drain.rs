@@ -6,6 +6,7 @@ use gossamer_tests::client::{H1, H2, Raw, get_request, grpc_request, post_reques
 use gossamer_tests::expect::{becomes, eventually, within};
 use gossamer_tests::loopback;
 use gossamer_tests::mesh::{Mesh, program};
+use http::Request;
 use http_body_util::BodyExt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,12 +16,18 @@ use tokio::net::{TcpListener, TcpStream};
 async fn requests_in_flight_are_finished_and_the_exit_code_is_0() {
     let (mut pair, app) = http_pair().await;
     let entry = pair.entry();
-    let slow = tokio::spawn(async move { H1::connect(entry).await.send(get_request("web", "/slow/700")).await });
+    // Answered once all of it is there.
+    let (rest, body) = channel();
+    let request = Request::post("/read").header("host", "web").body(body).unwrap();
+    let asked = tokio::spawn(async move { H1::connect(entry).await.send(request).await });
     becomes(1, || async { app.count() }).await;
     pair.shop.terminate();
     pair.web.terminate();
-    let answer = slow.await.unwrap().unwrap();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "slow\n"));
+    eventually("it takes nothing new", || async { TcpStream::connect(entry).await.is_err().then_some(()) }).await;
+    rest.data("all of it").await;
+    drop(rest);
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "all of it"));
     assert_eq!(answer.header("connection"), "close", "{answer:?}");
     assert_eq!(pair.shop.ended().await.code(), Some(0));
     assert_eq!(pair.web.ended().await.code(), Some(0));

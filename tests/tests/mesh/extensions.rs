@@ -8,11 +8,11 @@ use gossamer_api::policy::{
 use gossamer_api::process::stop::Stop;
 use gossamer_tests::app::{self, Http, empty};
 use gossamer_tests::client::{Answer, H1, H2, post_request};
-use gossamer_tests::expect::{Metrics, becomes, eventually};
+use gossamer_tests::expect::{DEADLINE, Metrics, becomes, eventually};
 use gossamer_tests::mesh::{Mesh, Proxy};
 use gossamer_tests::policy::Policy;
 use http::Request;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `shop` calls `web`; beside it there is `shadow`.
 struct Shop {
@@ -114,13 +114,15 @@ async fn a_changed_rewrite_is_never_applied_half() {
     let mut client = H1::connect(shop.shop.to(WEB)).await;
     let mut asked = 0;
     for version in ["v1", "v2", "v3"] {
-        std::fs::write(shop.mesh.objects().join("routes.yaml"), route(version)).unwrap();
+        shop.mesh.write("routes.yaml", &route(version));
+        let start = Instant::now();
         loop {
             assert_eq!(client.get("web", "/unwritten").await.status, 200);
             asked += 1;
             if shop.web.seen().pop().unwrap().uri.ends_with(version) {
                 break;
             }
+            assert!(start.elapsed() < DEADLINE, "{version} is never applied");
             tokio::task::yield_now().await;
         }
     }
@@ -280,7 +282,7 @@ spec:
 "#,
     )
     .await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     assert_eq!(shop.get("/slow/0").await.status, 200);
     assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
     let answer = shop.get("/").await;

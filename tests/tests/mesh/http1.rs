@@ -5,8 +5,10 @@ use futures_util::future::join_all;
 use gossamer_tests::app::{self, channel, empty, full};
 use gossamer_tests::client::{self, H1, Raw, get_request, post_request};
 use gossamer_tests::expect::{becomes, within};
+use gossamer_tests::loopback;
 use gossamer_tests::mesh::{Mesh, authority};
 use http::{HeaderMap, Request};
+use std::net::{Ipv6Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -24,13 +26,13 @@ async fn a_request_passes_through_both_proxies() {
 /// A client whose local port is one of IPv6.
 #[tokio::test]
 async fn an_explicit_port_may_be_one_of_ipv6() {
-    let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+    let entry = SocketAddr::from((Ipv6Addr::LOCALHOST, loopback::quiet_port()));
+    let Ok(listener) = std::net::TcpListener::bind(entry) else {
         assert!(std::env::var_os("CI").is_none(), "this machine has no IPv6");
         // Not by a macro, whose words are only shown when a test fails.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: this machine has no IPv6\n");
         return;
     };
-    let entry = listener.local_addr().unwrap();
     drop(listener);
     let mesh = Mesh::start().await;
     let app = app::http("web");

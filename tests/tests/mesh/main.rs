@@ -25,7 +25,7 @@ mod tap;
 mod timeouts;
 
 use gossamer_tests::app::{self, Handler, Http};
-use gossamer_tests::mesh::{Mesh, Proxy};
+use gossamer_tests::mesh::{Mesh, Proxy, Spec};
 use std::net::SocketAddr;
 
 /// The smallest mesh: `shop` calls `web` on port 8080. Fields are dropped in this order.
@@ -37,9 +37,18 @@ struct Pair {
 
 impl Pair {
     async fn new(handler: Handler) -> Pair {
+        Pair::with(handler, |spec| spec).await
+    }
+
+    /// Whose proxies wait for silent clients as they do by default.
+    async fn impatient(handler: Handler) -> Pair {
+        Pair::with(handler, |spec| spec.impatient()).await
+    }
+
+    async fn with(handler: Handler, set: impl Fn(Spec<'_>) -> Spec<'_>) -> Pair {
         let mesh = Mesh::start().await;
-        let web = mesh.workload("web").serve(8080, handler).start().await;
-        let shop = mesh.workload("shop").calls(WEB).start().await;
+        let web = set(mesh.workload("web").serve(8080, handler)).start().await;
+        let shop = set(mesh.workload("shop").calls(WEB)).start().await;
         Pair { shop, web, mesh }
     }
 

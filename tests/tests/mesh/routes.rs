@@ -234,7 +234,6 @@ spec:
 #[tokio::test]
 async fn a_changed_file_takes_effect_on_open_connections() {
     let shop = shop("").await;
-    let file = shop.mesh.objects().join("route.yaml");
     let route = |backend: &str| {
         format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: web, namespace: test }}\nspec:\n  \
@@ -246,20 +245,18 @@ async fn a_changed_file_takes_effect_on_open_connections() {
     let served_by = async || client.lock().await.get("web", "/").await.header("x-app").to_string();
     assert_eq!(served_by().await, "web");
     for backend in ["admin", "web-v2"] {
-        std::fs::write(&file, route(backend)).unwrap();
+        shop.mesh.write("route.yaml", &route(backend));
         becomes(backend.to_string(), &served_by).await;
     }
     // A wrong file keeps the last good state in force; a right one after it is taken.
-    std::fs::write(&file, "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nspec: [").unwrap();
-    let marker = shop.mesh.objects().join("marker.yaml");
-    std::fs::write(
-        &marker,
+    shop.mesh.write("route.yaml", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nspec: [");
+    shop.mesh.write(
+        "sorted-after-it.yaml",
         "apiVersion: v1\nkind: Service\nmetadata: { name: marker, namespace: test }\nspec: { ports: [{ port: 1 }] }\n",
-    )
-    .unwrap();
+    );
     eventually("the folder was looked at again", || async { shop.mesh.standalone.resolve("marker", "test") }).await;
     assert_eq!(served_by().await, "web-v2");
-    std::fs::remove_file(&file).unwrap();
+    std::fs::remove_file(shop.mesh.objects().join("route.yaml")).unwrap();
     becomes("web".to_string(), served_by).await;
 }
 

@@ -128,8 +128,8 @@ fn nobody_notices_that_the_control_plane_is_killed_and_started_again() {
     mesh.serve("web", &["http", "8080"]);
     mesh.eventually(&["get", "web-2.web", "8080", "4"]);
     let mut load = mesh.command(&["run", "shop", "--"]);
-    load.arg(program().with_file_name("probe")).args(["load", "new", "web", "8080", "/", "50", "15"]);
-    let mut load = load.stdout(Stdio::piped()).spawn().unwrap();
+    load.arg(program().with_file_name("probe")).args(["load", "new", "web", "8080", "/", "50", "-"]);
+    let mut load = load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let stat = |mesh: &Mesh, wanted: &dyn Fn(&Value) -> bool| {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -158,9 +158,11 @@ fn nobody_notices_that_the_control_plane_is_killed_and_started_again() {
         let answer = mesh.eventually(&["get", "web", "8080", "4"]);
         assert!(answer.contains("l5d-client-id: client.default.serviceaccount.identity."), "{answer}");
     }
+    // It is told to end, which closes its standard input.
     let output = load.wait_with_output().unwrap();
     let seen: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    assert_eq!(seen["statuses"], serde_json::json!({ "200": 750 }), "{seen:#}\n{}", mesh.logs());
+    let statuses = seen["statuses"].as_object().unwrap_or_else(|| panic!("{seen}\n{}", mesh.logs()));
+    assert!(statuses.keys().eq(["200"]) && statuses["200"].as_u64() >= Some(100), "{seen:#}\n{}", mesh.logs());
 }
 
 #[test]
@@ -198,7 +200,8 @@ fn a_server_that_speaks_first_needs_no_setting() {
     mesh.serve("mail", &["greeter", "2525"]);
     let took = mesh.eventually(&["greet", "mail", "2525"]);
     let seconds: f64 = took.trim().parse().unwrap();
-    assert!(seconds < 1.0, "{seconds} s");
+    // Others wait for ten; the rest is what a busy machine takes.
+    assert!(seconds < 3.0, "{seconds} s");
 }
 
 /// Where the kernel, not the program, says where a connection was meant to go.
@@ -396,7 +399,9 @@ fn an_ordinary_user_needs_no_privilege() {
     open(folder.path());
     let copy = |from: &std::path::Path, name: &str| {
         let to = folder.path().join(name);
-        fs::copy(from, &to).unwrap();
+        // Not by this process: what other tests fork meanwhile would hold the copy open for writing, and the kernel starts
+        // no program (ETXTBSY) that somebody may still write.
+        assert!(Command::new("cp").arg(from).arg(&to).status().unwrap().success());
         open(&to);
         to
     };

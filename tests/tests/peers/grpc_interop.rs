@@ -2,9 +2,8 @@
 //! client calls grpc-go's server through a pair of proxies with mutual TLS between them.
 
 use crate::tools;
-use gossamer_tests::expect;
 use gossamer_tests::mesh::Mesh;
-use std::net::{Ipv4Addr, TcpListener};
+use gossamer_tests::{expect, loopback};
 use std::process::Stdio;
 use tokio::process::Command;
 
@@ -42,7 +41,7 @@ async fn grpc_cannot_tell_that_there_is_a_mesh() {
     let (Some(client), Some(server)) = (client, server) else { return };
     let mesh = Mesh::start().await;
     // It listens on all addresses and can't be told otherwise.
-    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+    let port = loopback::quiet_port();
     let mut serve = Command::new(&server);
     let _server = serve.args(["-port", &port.to_string()]).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let target = format!("echo:{port}");

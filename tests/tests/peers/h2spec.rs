@@ -30,9 +30,9 @@ fn check(out: &str) {
 async fn outbound_keeps_all_rules_of_http2() {
     let Some((h2spec, h2c)) = programs() else { return };
     let mesh = Mesh::start().await;
-    let web = mesh.workload("web").port(8080).start().await;
+    let web = mesh.workload("web").port(8080).impatient().start().await;
     let _backend = backend(&h2c, (web.ip, 8080).into());
-    let shop = mesh.workload("shop").calls("web:8080").start().await;
+    let shop = mesh.workload("shop").calls("web:8080").impatient().start().await;
     let to = shop.to("web:8080");
     expect::eventually("the backend listens", || async { tokio::net::TcpStream::connect((web.ip, 8080)).await.ok() })
         .await;

@@ -67,11 +67,18 @@ async fn linkerd_web(mesh: &Mesh, program: &std::path::Path, http: &app::Http) -
 async fn our_web(mesh: &Mesh, http: &app::Http) -> Proxy {
     let spec = mesh.workload("web").at(linkerd::address(1)).serve(HTTP, http.handler()).serve(BYTES, app::echo());
     let spec = spec.serve(GREETS, app::speaks_first(b"220 hello\r\n"));
-    spec.annotate(&config("opaque-ports"), &BYTES.to_string()).start().await
+    spec.annotate(&config("opaque-ports"), &BYTES.to_string()).impatient().start().await
 }
 
 async fn our_shop(mesh: &Mesh) -> Proxy {
-    mesh.workload("shop").at(linkerd::address(2)).calls(WEB).calls("web:7000").calls("web:2525").start().await
+    mesh.workload("shop")
+        .at(linkerd::address(2))
+        .calls(WEB)
+        .calls("web:7000")
+        .calls("web:2525")
+        .impatient()
+        .start()
+        .await
 }
 
 /// How a workload reaches a port of `web`.
