@@ -57,7 +57,8 @@ struct Looks {
 
 const FIRST: Looks =
     Looks { watched: Duration::from_millis(100), times: 1, pause: Duration::from_millis(100), worth: 32 };
-const EARLY: Looks = Looks { times: 3, ..FIRST };
+/// The first requests come a few at a time: what they needed goes after each burst.
+const EARLY: Looks = Looks { times: 3, worth: 8, ..FIRST };
 /// Who is asked something every second keeps what it needs.
 const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1), worth: 64 };
 
