@@ -43,6 +43,11 @@ const YOUNG: Duration = Duration::from_secs(15);
 /// Once more after so long: connections and buffers go little by little, by work that is not worth it by itself.
 const AGAIN: Duration = Duration::from_secs(8);
 
+/// So many page faults are more than looking for idleness takes by itself, some 20 after all was given back.
+const FEW: i64 = 24;
+/// What a few faults have brought goes no more often than that: the next request has to fetch it again.
+const RARELY: Duration = Duration::from_secs(10);
+
 /// How idleness is looked for.
 struct Looks {
     /// How long the process is watched at a time.
@@ -58,7 +63,7 @@ struct Looks {
 const FIRST: Looks =
     Looks { watched: Duration::from_millis(100), times: 1, pause: Duration::from_millis(100), worth: 32 };
 /// The first requests come a few at a time: what they needed goes after each burst.
-const EARLY: Looks = Looks { times: 3, worth: 8, ..FIRST };
+const EARLY: Looks = Looks { times: 3, worth: FEW, ..FIRST };
 /// Who is asked something every second keeps what it needs.
 const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1), worth: 64 };
 
@@ -74,10 +79,15 @@ pub async fn when_idle() {
             Some(_) if start.elapsed() < YOUNG => EARLY,
             Some(_) => LATER,
         };
-        let worth = last.is_none_or(|(faults_then, time)| {
-            faults() - faults_then >= looks.worth || processor_time().saturating_sub(time) >= WORK
-        });
-        if !worth && again.is_none_or(|at| Instant::now() < at) {
+        let (brought, worked, since) = match last {
+            None => (i64::MAX, Duration::MAX, Duration::MAX),
+            Some((faults_then, time, at)) => {
+                (faults() - faults_then, processor_time().saturating_sub(time), Instant::now() - at)
+            }
+        };
+        let worth = brought >= looks.worth || worked >= WORK;
+        let due = again.is_some_and(|at| Instant::now() >= at) || (brought >= FEW && since >= RARELY);
+        if !worth && !due {
             tokio::time::sleep(looks.pause).await;
             continue;
         }
@@ -87,7 +97,7 @@ pub async fn when_idle() {
         if idle >= looks.times {
             give_back(&unwritten);
             again = worth.then(|| Instant::now() + AGAIN);
-            (last, idle) = (Some((faults(), processor_time())), 0);
+            (last, idle) = (Some((faults(), processor_time(), Instant::now())), 0);
         }
     }
 }
