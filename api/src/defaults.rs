@@ -65,6 +65,9 @@ pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// TCP keep-alive on accepted and dialled sockets. Source: Linkerd `*_KEEPALIVE` 10 s.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// Between the kernel's further questions when the first was not answered. With its own 75 s a peer that is gone would be
+/// noticed after 85 s, however short the user timeout is: it is looked at only when a question is due.
+pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// TCP_USER_TIMEOUT: unacknowledged data older than this ends the connection. Source: Linkerd 30 s.
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections accepted at once per listener. A bound on memory: 10,000 idle ones cost 20 MiB.
@@ -100,6 +103,14 @@ pub const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(900);
 pub const CONTROL_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// See [`CONTROL_BACKOFF_MIN`]. Linkerd has 10 s; shorter, so that new destinations work soon after an outage.
 pub const CONTROL_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// TCP_USER_TIMEOUT of connections with the control plane: a peer that is gone is noticed by the kernel, with its third
+/// question. Nothing of the process runs for that, which at rest is most of what it would do.
+pub const CONTROL_USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// HTTP/2 pings of a proxy to the control plane find what the kernel can't: a service that hangs on a node that lives.
+/// Rare, since the kubelet finds it as well, and each ping is work for both.
+pub const CONTROL_PING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the answer to such a ping may take: longer than a control plane that is short of the processor needs.
+pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a service of the control plane must be away before the pod's events say so: a new version of it is no news.
 pub const CONTROL_AWAY: Duration = Duration::from_secs(5);
 

@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// Milliseconds of each measurement; profilers want more.
     #[arg(long)]
     ms: Option<u64>,
+    /// Seconds to leave everything running at rest once it is started, to be looked at from another terminal.
+    #[arg(long)]
+    hold: Option<u64>,
     #[command(subcommand)]
     role: Option<Role>,
 }

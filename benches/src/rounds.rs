@@ -73,6 +73,13 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
             }
         }
     }
+    if let Some(seconds) = args.hold {
+        for pair in &running {
+            let target = pair.target(crate::server::HTTP);
+            eprintln!("{}: outbound {:?}, inbound {:?}, target {target}", pair.driver, pair.outbound, pair.inbound);
+        }
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
     if wanted(args, "memory") {
         let idle: &[usize] = if args.quick { &[1000] } else { &[1000, 10_000] };
         for pair in running.iter().filter(|pair| memory::counts(pair.driver)) {

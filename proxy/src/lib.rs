@@ -55,7 +55,7 @@ use tokio_util::task::TaskTracker;
 ///
 /// 0: stopped when asked to; 1: could not start; 64: bad settings (as linkerd2-proxy, `EX_USAGE`).
 pub fn main() -> i32 {
-    memory::without_huge_pages();
+    memory::small_from_the_start();
     with_config(serve)
 }
 

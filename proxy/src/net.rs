@@ -3,8 +3,9 @@
 use crate::metrics::OpenConnection;
 use crate::tls::Tls;
 use gossamer_api::defaults;
+use gossamer_api::process::listen::keepalive;
 use gossamer_engine::io::Io;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -35,7 +36,7 @@ pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
 fn tune(socket: SockRef<'_>) {
     // Options that a kernel lacks cost nothing but the option.
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(defaults::TCP_KEEPALIVE));
+    let _ = socket.set_tcp_keepalive(&keepalive());
     let _ = socket.set_tcp_user_timeout(Some(defaults::TCP_USER_TIMEOUT));
 }
 
@@ -263,6 +264,7 @@ mod tests {
             let socket = SockRef::from(stream);
             assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
             assert_eq!(socket.tcp_keepalive_time().unwrap(), defaults::TCP_KEEPALIVE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), defaults::TCP_KEEPALIVE_INTERVAL);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(defaults::TCP_USER_TIMEOUT));
         }
     }

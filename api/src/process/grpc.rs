@@ -119,8 +119,6 @@ where
     });
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
-        .keep_alive_interval(defaults::H2_PING_INTERVAL)
-        .keep_alive_timeout(defaults::H2_PING_TIMEOUT)
         .max_concurrent_streams(defaults::H2_MAX_STREAMS)
         .max_header_list_size(defaults::HEAD_BYTES as u32);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), TowerToHyperService::new(service)));
@@ -174,8 +172,8 @@ impl Connector {
         Endpoint::from_shared(authority)
             .unwrap_or_else(|_| Endpoint::from_static("http://control-plane"))
             .connect_timeout(CONNECT_TIMEOUT + defaults::HANDSHAKE_TIMEOUT)
-            .http2_keep_alive_interval(defaults::H2_PING_INTERVAL)
-            .keep_alive_timeout(defaults::H2_PING_TIMEOUT)
+            .http2_keep_alive_interval(defaults::CONTROL_PING_INTERVAL)
+            .keep_alive_timeout(defaults::CONTROL_PING_TIMEOUT)
             .keep_alive_while_idle(true)
             .connect_with_connector_lazy(self)
     }

@@ -85,12 +85,20 @@ pub(super) async fn each<C, A, R>(
     }
 }
 
-/// What every socket of the mesh has: no delay, keep-alive.
+/// What every socket between processes of the mesh has: no delay, and a kernel that notices when the peer is gone.
 pub fn set_options(io: &TcpStream) {
+    let socket = socket2::SockRef::from(io);
     // Fails only where the peer is gone already, which the first read will tell.
-    let _ = io.set_nodelay(true);
-    let keepalive = socket2::TcpKeepalive::new().with_time(defaults::TCP_KEEPALIVE);
-    let _ = socket2::SockRef::from(io).set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive());
+    let _ = socket.set_tcp_user_timeout(Some(defaults::CONTROL_USER_TIMEOUT));
+}
+
+/// When the kernel asks a silent peer whether it is there.
+pub fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(defaults::TCP_KEEPALIVE)
+        .with_interval(defaults::TCP_KEEPALIVE_INTERVAL)
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,10 +1,11 @@
 //! A process that is small at rest: without huge pages from the first one on, and with memory given back when it falls
 //! idle, both what the allocator keeps and the code that start and load needed.
 //!
-//! Pages of the program's file are mapped sixteen at a time and stay, so that a proxy at rest would hold nearly all of its
-//! file. What is dropped here is still in the page cache; what is needed again comes back with a minor fault.
+//! Pages of files are mapped sixteen at a time and stay, so that a proxy at rest would hold nearly all of its program and
+//! of the libraries that it is linked with. What is dropped here is still in the page cache; what is needed again comes
+//! back with a minor fault.
 //!
-//! **Invariant:** only ranges of the program's file are dropped of which no page was ever written.
+//! **Invariant:** only ranges of files are dropped that cannot be written and of which no page ever was.
 
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::prctl;
@@ -14,8 +15,18 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// To be called first in `main`, before anything is loaded that could be unloaded again.
+pub fn small_from_the_start() {
+    without_huge_pages();
+    let _ = UNWRITTEN.set(unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default()));
+}
+
+/// What the loader has mapped, for as long as the process lives.
+static UNWRITTEN: OnceLock<Vec<Range>> = OnceLock::new();
 
 /// Starts this program again where it may not have huge pages. The allocator asks for them before `main`, and its
 /// first 4 MiB would be resident from the start: three times what is needed at rest.
@@ -67,10 +78,10 @@ const EARLY: Looks = Looks { times: 3, worth: FEW, ..FIRST };
 /// Who is asked something every second keeps what it needs.
 const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1), worth: 64 };
 
-/// Watches the process until the future is dropped. The allocator keeps memory for each thread: to be run on the one
+/// Watches the process, which has [begun small](small_from_the_start), until the future is dropped. The allocator keeps memory for each thread: to be run on the one
 /// that allocates most.
 pub async fn when_idle() {
-    let unwritten = unwritten(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default());
+    let unwritten = UNWRITTEN.get().map_or(&[][..], Vec::as_slice);
     let start = Instant::now();
     let (mut last, mut again, mut idle) = (None, None, 0);
     loop {
@@ -95,7 +106,7 @@ pub async fn when_idle() {
         tokio::time::sleep(looks.watched).await;
         idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
         if idle >= looks.times {
-            give_back(&unwritten);
+            give_back(unwritten);
             again = worth.then(|| Instant::now() + AGAIN);
             (last, idle) = (Some((faults(), processor_time(), Instant::now())), 0);
         }
@@ -115,25 +126,22 @@ fn faults() -> i64 {
 /// Part of the address space: start and length.
 type Range = (NonZeroUsize, usize);
 
-/// The parts of the program's file that cannot be written and were not: code and constants, but not what the linker has
-/// relocated and then protected.
+/// The parts of the program and of its libraries that cannot be written and were not: code and constants, but not what the
+/// linker has relocated and then protected.
 fn unwritten(smaps: &str) -> Vec<Range> {
     let mut found: Vec<Range> = Vec::new();
-    let mut program = None;
     let mut current = None;
     for line in smaps.lines() {
         let mut words = line.split_ascii_whitespace();
         let Some(first) = words.next() else { continue };
         if let Some((start, end)) = first.split_once('-') {
             // 55d0c0e00000-55d0c1000000 r-xp 00200000 08:01 1234  /gossamer-proxy
-            let (rights, file) = (words.next().unwrap_or_default(), (words.nth(1), words.next()));
-            current = None;
-            // The program's own mappings come first; device and inode tell them from libraries'.
-            if file.1.is_some_and(|inode| inode != "0") && *program.get_or_insert(file) == file && !rights.contains('w')
-            {
-                let parse = |text| usize::from_str_radix(text, 16).ok();
-                current = parse(start).and_then(NonZeroUsize::new).zip(parse(end));
-            }
+            let rights = words.next().unwrap_or_default();
+            // What others can write (`s`) may have changed since; what is of no file would be lost.
+            let kept = rights.contains('w') || !rights.ends_with('p');
+            let of_file = words.nth(2).is_some_and(|inode| inode != "0");
+            let parse = |text| usize::from_str_radix(text, 16).ok();
+            current = (of_file && !kept).then(|| parse(start).and_then(NonZeroUsize::new).zip(parse(end))).flatten();
         } else if let ("Anonymous:", Some("0"), Some((start, end))) = (first, words.next(), current) {
             found.push((start, end.saturating_sub(start.get())));
         }
@@ -147,8 +155,8 @@ fn give_back(unwritten: &[Range]) {
     unsafe { libmimalloc_sys::mi_collect(true) };
     for (start, length) in unwritten {
         let start = NonNull::<c_void>::without_provenance(*start).cast();
-        // SAFETY: a private mapping of a file that is mapped for as long as the process lives. It cannot be written, and
-        // no page of it differs from the file's, so that what is dropped is read again with the same contents.
+        // SAFETY: a private mapping of a file that the loader made for as long as the process lives. It cannot be written,
+        // and no page of it differs from the file's, so that what is dropped is read again with the same contents.
         let _ = unsafe { madvise(start, *length, MmapAdvise::MADV_DONTNEED) };
     }
 }
@@ -171,10 +179,11 @@ mod tests {
             map("a000-b000", "rw-p", "7", 0),
             map("b000-c000", "rw-p", "0", 4),
             map("d000-e000", "r-xp", "8", 0),
+            map("e000-f000", "r--s", "8", 0),
             "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\nAnonymous: 0 kB\n".into(),
         ];
         let range = |start, length| (NonZeroUsize::new(start).unwrap(), length);
-        assert_eq!(unwritten(&smaps.concat()), [range(0x1000, 0x2000), range(0x3000, 0x6000)]);
+        assert_eq!(unwritten(&smaps.concat()), [range(0x1000, 0x2000), range(0x3000, 0x6000), range(0xd000, 0x1000)]);
         assert_eq!(unwritten("x-y\n-\n\nAnonymous:\n"), []);
     }
 

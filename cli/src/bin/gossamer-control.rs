@@ -17,7 +17,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    memory::without_huge_pages();
+    memory::small_from_the_start();
     let part = Part::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
