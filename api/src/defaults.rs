@@ -77,7 +77,7 @@ pub const POOL_IDLE: Duration = Duration::from_secs(3);
 /// Idle HTTP/1 connections kept per endpoint. As many as a busy workload has at once: with fewer, every burst beyond
 /// them opens new ones (Linkerd keeps 10,000).
 pub const POOL_SIZE: usize = 1024;
-/// HTTP/2 keep-alive ping interval on the hop. Source: Linkerd `HTTP2_KEEP_ALIVE_INTERVAL`.
+/// HTTP/2 keep-alive ping interval on the hop, while requests are under way. Source: Linkerd `HTTP2_KEEP_ALIVE_INTERVAL`.
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the answer to a ping may take. Source: Linkerd 3 s.
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);

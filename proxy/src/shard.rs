@@ -114,6 +114,7 @@ impl Shard {
             let mut heads = self.heads.borrow_mut();
             let kept = heads.len() / 2;
             heads.truncate(kept);
+            heads.shrink_to(2 * kept);
             drop(heads);
             let now = Instant::now();
             self.destinations.borrow_mut().retain(|_, destination| {

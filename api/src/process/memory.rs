@@ -51,13 +51,20 @@ const IDLE: Duration = Duration::from_millis(1);
 /// What the start and the first requests needed shall not stay for long.
 const YOUNG: Duration = Duration::from_secs(15);
 
-/// Once more after so long: connections and buffers go little by little, by work that is not worth it by itself.
-const AGAIN: Duration = Duration::from_secs(8);
+/// After a burst connections and buffers go little by little, by work that is not worth it by itself: so once more after
+/// so long, again after twice that, and so on.
+const AGAIN: Duration = Duration::from_secs(2);
+/// The last time. Source: [`crate::defaults::POOL_IDLE`], and pools that are halved every second.
+const AGAIN_LAST: Duration = Duration::from_secs(8);
 
-/// So many page faults are more than looking for idleness takes by itself, some 20 after all was given back.
-const FEW: i64 = 24;
-/// What a few faults have brought goes no more often than that: the next request has to fetch it again.
-const RARELY: Duration = Duration::from_secs(10);
+/// So many page faults may have brought half a MiB.
+const FEW: i64 = 8;
+/// What looking for idleness and other work of each second need comes back at once, some 20 page faults: it counts as if
+/// it had stayed.
+const SETTLED: Duration = Duration::from_secs(1);
+/// What a few faults have brought goes no more often than that: whoever is asked something more often keeps it. To fetch
+/// it again takes the next request a tenth of a millisecond.
+const RARELY: Duration = Duration::from_secs(5);
 
 /// How idleness is looked for.
 struct Looks {
@@ -78,8 +85,65 @@ const EARLY: Looks = Looks { times: 3, worth: FEW, ..FIRST };
 /// Who is asked something every second keeps what it needs.
 const LATER: Looks = Looks { watched: Duration::from_millis(250), times: 4, pause: Duration::from_secs(1), worth: 64 };
 
-/// Watches the process, which has [begun small](small_from_the_start), until the future is dropped. The allocator keeps memory for each thread: to be run on the one
-/// that allocates most.
+/// What the process has done at a moment, or since one.
+#[derive(Clone, Copy)]
+struct Done {
+    /// Page faults that needed no disk.
+    faults: i64,
+    /// Of the processor, by all threads.
+    worked: Duration,
+    /// Since the start.
+    elapsed: Duration,
+}
+
+impl Done {
+    fn by_now(start: Instant) -> Done {
+        Done { faults: faults(), worked: processor_time(), elapsed: start.elapsed() }
+    }
+
+    fn since(self, then: Done) -> Done {
+        Done {
+            faults: self.faults - then.faults,
+            worked: self.worked.saturating_sub(then.worked),
+            elapsed: self.elapsed.saturating_sub(then.elapsed),
+        }
+    }
+}
+
+/// Why memory shall be given back once the process is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// It has worked.
+    Burst,
+    /// It has worked a while ago.
+    Again,
+    /// Little was needed, long ago.
+    Little,
+}
+
+/// `since`: what was done since the last time, if there was one. `again`: how long after that one another follows.
+fn due(looks: &Looks, since: Option<Done>, again: Option<Duration>) -> Option<Due> {
+    let Some(Done { faults, worked, elapsed }) = since else { return Some(Due::Burst) };
+    if faults >= looks.worth || worked >= WORK {
+        Some(Due::Burst)
+    } else if again.is_some_and(|after| elapsed >= after) {
+        Some(Due::Again)
+    } else {
+        (faults >= FEW && elapsed >= RARELY).then_some(Due::Little)
+    }
+}
+
+/// How long after one that was due for this reason another follows.
+fn next(due: Due, again: Option<Duration>) -> Option<Duration> {
+    match due {
+        Due::Burst => Some(AGAIN),
+        Due::Again => again.map(|after| after * 2).filter(|after| *after <= AGAIN_LAST),
+        Due::Little => again,
+    }
+}
+
+/// Watches the process, which has [begun small](small_from_the_start), until the future is dropped. The allocator keeps
+/// memory for each thread: to be run on the one that allocates most.
 pub async fn when_idle() {
     let unwritten = UNWRITTEN.get().map_or(&[][..], Vec::as_slice);
     let start = Instant::now();
@@ -90,27 +154,27 @@ pub async fn when_idle() {
             Some(_) if start.elapsed() < YOUNG => EARLY,
             Some(_) => LATER,
         };
-        let (brought, worked, since) = match last {
-            None => (i64::MAX, Duration::MAX, Duration::MAX),
-            Some((faults_then, time, at)) => {
-                (faults() - faults_then, processor_time().saturating_sub(time), Instant::now() - at)
-            }
-        };
-        let worth = brought >= looks.worth || worked >= WORK;
-        let due = again.is_some_and(|at| Instant::now() >= at) || (brought >= FEW && since >= RARELY);
-        if !worth && !due {
+        let Some(due) = due(&looks, last.map(|last| Done::by_now(start).since(last)), again) else {
             tokio::time::sleep(looks.pause).await;
             continue;
-        }
+        };
         let before = processor_time();
         tokio::time::sleep(looks.watched).await;
         idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
         if idle >= looks.times {
             give_back(unwritten);
-            again = worth.then(|| Instant::now() + AGAIN);
-            (last, idle) = (Some((faults(), processor_time(), Instant::now())), 0);
+            (last, again, idle) = (Some(settled(start).await), next(due, again), 0);
         }
     }
+}
+
+/// What was done until all was given back, and what had to come back after that.
+async fn settled(start: Instant) -> Done {
+    let given = Done::by_now(start);
+    tokio::time::sleep(SETTLED).await;
+    let now = Done::by_now(start);
+    // A request in between may bring more.
+    if now.since(given).worked <= IDLE { now } else { given }
 }
 
 /// Of all threads. Zero where the kernel does not say.
@@ -185,6 +249,30 @@ mod tests {
         let range = |start, length| (NonZeroUsize::new(start).unwrap(), length);
         assert_eq!(unwritten(&smaps.concat()), [range(0x1000, 0x2000), range(0x3000, 0x6000), range(0xd000, 0x1000)]);
         assert_eq!(unwritten("x-y\n-\n\nAnonymous:\n"), []);
+    }
+
+    #[test]
+    fn what_makes_giving_back_due() {
+        let seconds = Duration::from_secs;
+        let done = |faults, worked, elapsed| Some(Done { faults, worked, elapsed });
+        let idle = Duration::ZERO;
+        assert_eq!(due(&FIRST, None, None), Some(Due::Burst), "what the start needed");
+        assert_eq!(due(&LATER, done(FEW - 1, idle, seconds(3600)), None), None, "next to nothing");
+        // A burst, however lately; and what it held a little later.
+        assert_eq!(due(&LATER, done(0, WORK, idle), None), Some(Due::Burst));
+        assert_eq!(due(&LATER, done(LATER.worth, idle, idle), None), Some(Due::Burst));
+        assert_eq!(due(&LATER, done(0, idle, seconds(1)), Some(AGAIN)), None);
+        assert_eq!(due(&LATER, done(0, idle, seconds(2)), Some(AGAIN)), Some(Due::Again));
+        // A request now and then; more of them keep what they need.
+        assert_eq!(due(&LATER, done(FEW, idle, seconds(5)), None), Some(Due::Little));
+        assert_eq!(due(&LATER, done(FEW, idle, seconds(4)), None), None);
+        // At first even few are enough.
+        assert_eq!(due(&EARLY, done(FEW, idle, idle), None), Some(Due::Burst));
+
+        let after = |again| next(Due::Again, Some(seconds(again)));
+        assert_eq!(next(Due::Burst, Some(AGAIN_LAST)), Some(seconds(2)));
+        assert_eq!((after(2), after(4), after(8)), (Some(seconds(4)), Some(seconds(8)), None));
+        assert_eq!(next(Due::Little, Some(AGAIN)), Some(AGAIN), "what is to come still comes");
     }
 
     #[test]

@@ -269,7 +269,8 @@ impl Index {
         };
         endpoint.http2 = Http2Params {
             keep_alive: Some((defaults::H2_PING_INTERVAL, defaults::H2_PING_TIMEOUT)),
-            keep_alive_while_idle: true,
+            // While nothing is asked the kernel watches the peer, and wakes nobody for it.
+            keep_alive_while_idle: false,
             ..Http2Params::default()
         };
     }

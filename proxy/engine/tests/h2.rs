@@ -432,9 +432,12 @@ fn a_peer_that_idles_is_left_alone_where_pings_are_for_streams() {
         far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1000)).await;
         assert!(client.is_usable());
+        // The first request after that asks at once whether somebody is there.
+        let begin = tokio::time::Instant::now();
         let mut stream = client.open(&get("/"), true).unwrap();
         let error = stream.response(&mut ResponseHead::default()).await.unwrap_err();
         assert!(matches!(error, Error::Unresponsive), "{error:?}");
+        assert_eq!(begin.elapsed().as_secs(), 3);
         assert!(matches!(end.await.unwrap(), Err(Error::Unresponsive)));
     });
 }

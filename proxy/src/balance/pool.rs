@@ -262,6 +262,6 @@ fn config(params: &Http2Params, hop: bool, streams: Option<u32>) -> h2::Config {
     }
     config.keep_alive =
         params.keep_alive.or_else(|| hop.then_some((defaults::H2_PING_INTERVAL, defaults::H2_PING_TIMEOUT)));
-    config.keep_alive_while_idle = params.keep_alive.is_none() || params.keep_alive_while_idle;
+    config.keep_alive_while_idle = params.keep_alive_while_idle;
     config
 }

@@ -14,7 +14,7 @@ use super::frame::{self, DEFAULT_WINDOW, MAX_31, MIN_MAX_FRAME, setting};
 use super::hpack::{Decoder, Encoder};
 use super::out::Out;
 use super::receive::Block;
-use super::slot::{Method, Slots, register, wake};
+use super::slot::{self, Method, Slots, register, wake};
 use super::{Config, code, head};
 use crate::error::Error;
 use crate::message::{Headers, RequestHead, ResponseHead};
@@ -387,6 +387,21 @@ impl Connection {
         }
         self.slots.free(key);
         self.credit(unread);
+        if self.slots.used() == 0 {
+            self.rest();
+        }
+    }
+
+    /// Gives up what queues have grown to while many streams were open at once: a request in one takes 400 bytes.
+    fn rest(&mut self) {
+        fn empty<T>(queue: &mut VecDeque<T>) {
+            if queue.is_empty() && queue.capacity() > slot::KEEP {
+                *queue = VecDeque::new();
+            }
+        }
+        empty(&mut self.accept);
+        empty(&mut self.refused);
+        empty(&mut self.ready);
     }
 
     /// The stream's handle is gone.

@@ -73,6 +73,8 @@ struct KeepAlive {
     timeout: Duration,
     heard: Instant,
     pinged: bool,
+    /// Nothing was heard for an interval, in which nobody minded.
+    quiet: bool,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -128,6 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             timeout,
             heard: now,
             pinged: false,
+            quiet: false,
             sleep: Box::pin(tokio::time::sleep(interval)),
         });
         Driver {
@@ -212,6 +215,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     if let Some(alive) = &mut self.alive {
                         alive.heard = Instant::now();
                         alive.pinged = false;
+                        alive.quiet = false;
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(error.into()),
@@ -255,23 +259,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Ok(())
     }
 
-    /// Pings a peer that has been silent, and gives up on one that stays so.
+    /// Pings a peer that has been silent, and gives up on one that stays so. One that was left alone while no stream was
+    /// open is asked together with the first that is.
     fn keep_alive(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         let Some(alive) = &mut self.alive else { return Ok(()) };
+        let ping = |alive: &mut KeepAlive, now: Instant| {
+            alive.pinged = true;
+            frame::write_ping(&mut self.shared.borrow_mut().out, false, ALIVE_PING);
+            alive.sleep.as_mut().reset(now + alive.timeout);
+        };
+        if alive.quiet && self.shared.borrow().wants_alive() {
+            alive.quiet = false;
+            ping(alive, Instant::now());
+        }
         while alive.sleep.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let due = alive.heard + alive.interval;
             if now < due {
                 alive.sleep.as_mut().reset(due);
             } else if !alive.pinged && !self.shared.borrow().wants_alive() {
-                alive.heard = now;
+                alive.quiet = true;
                 alive.sleep.as_mut().reset(now + alive.interval);
             } else if alive.pinged {
                 return Err(Error::Unresponsive);
             } else {
-                alive.pinged = true;
-                frame::write_ping(&mut self.shared.borrow_mut().out, false, ALIVE_PING);
-                alive.sleep.as_mut().reset(now + alive.timeout);
+                ping(alive, now);
             }
         }
         Ok(())

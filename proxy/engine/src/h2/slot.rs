@@ -163,8 +163,8 @@ pub(super) struct Slots {
     by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
 }
 
-/// Slots kept when no stream is left.
-const KEEP: usize = 16;
+/// Slots, and places in queues of them, kept when no stream is left.
+pub(super) const KEEP: usize = 16;
 
 impl Slots {
     /// The number of slots in use.
