@@ -57,7 +57,7 @@ pub(crate) const CPU: &[Ratio] = &[
 pub(crate) const LATENCY: &[Ratio] =
     &[ratio("open-1000", Nginx, 1.1), ratio("open-1000", Haproxy, 0.8), ratio("open-1000", Linkerd, 0.6)];
 
-/// Resident memory of one proxy of ours at rest, in MiB: the larger of the two.
+/// Resident memory of one proxy of ours at rest, in MiB: the most that the larger of the two was seen to have.
 pub(crate) const REST_MIB: f64 = 7.0;
 /// The same against linkerd2-proxy's.
 pub(crate) const REST_LINKERD: f64 = 0.34;

@@ -17,6 +17,8 @@ pub(crate) struct Footprint {
     pub start_ms: f64,
     /// Resident MiB at rest: outbound, inbound.
     pub rest: [f64; 2],
+    /// The most that was seen at rest.
+    pub rest_most: [f64; 2],
     /// The part of it that is the process's own.
     pub rest_anon: [f64; 2],
     /// Idle connections, and KiB that each adds to both proxies together.
@@ -32,10 +34,15 @@ pub(crate) struct Footprint {
 /// How long memory has to come back: ours, and others', for which there is no bound.
 const COME_BACK: [Duration; 2] = [Duration::from_secs(12), Duration::from_secs(2)];
 
+/// How long ours is watched at rest: what comes and goes by itself, such as pings, shall not hide between two looks.
+const WATCHED: [Duration; 2] = [Duration::from_secs(12), Duration::ZERO];
+
 /// Measures a pair that has just been started.
 pub(crate) async fn measure(running: &Running, idle: &[usize], ms: u64, binary: Option<PathBuf>) -> Result<Footprint> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let rest = both(running);
+    let rest_most =
+        most_until(running, tokio::time::sleep(WATCHED[usize::from(running.driver != Driver::Gossamer)])).await;
     let mut per_idle = Vec::new();
     for &connections in idle {
         let mut load = running.load()?;
@@ -68,6 +75,7 @@ pub(crate) async fn measure(running: &Running, idle: &[usize], ms: u64, binary: 
     Ok(Footprint {
         start_ms: running.start.as_secs_f64() * 1000.0,
         rest: mib(rest),
+        rest_most: mib(rest_most.1),
         rest_anon: [rest[0].anon as f64 / 1024.0, rest[1].anon as f64 / 1024.0],
         idle: per_idle,
         busy: mib(busy),
@@ -90,12 +98,17 @@ async fn come_back(running: &Running, rest: [Memory; 2]) -> [Memory; 2] {
 
 /// The most that was seen while the load ran.
 async fn busy(running: &Running, workload: &Workload, ms: u64) -> Result<[Memory; 2]> {
+    let (sample, most) = most_until(running, rounds::measure(running, workload, ms)).await;
+    sample.map(|_| most)
+}
+
+/// The most that is seen until something ends.
+async fn most_until<T>(running: &Running, end: impl Future<Output = T>) -> (T, [Memory; 2]) {
     let mut most = both(running);
-    let load = rounds::measure(running, workload, ms);
-    tokio::pin!(load);
+    tokio::pin!(end);
     loop {
         tokio::select! {
-            sample = &mut load => { sample?; return Ok(most); }
+            output = &mut end => return (output, most),
             () = tokio::time::sleep(Duration::from_millis(100)) => {
                 for (most, now) in most.iter_mut().zip(both(running)) {
                     most.rss = most.rss.max(now.rss);

@@ -139,12 +139,13 @@ impl Flow {
             match ready!(from.poll_readable(cx)) {
                 Ok(()) => {
                     let mut block = Block::take(self.ask);
-                    let mut buf = ReadBuf::new(block.room());
+                    let room = block.capacity().min(self.ask.plain());
+                    let mut buf = ReadBuf::new(&mut block.room()[..room]);
                     let read = ready!(Pin::new(from).poll_read(cx, &mut buf));
                     let count = buf.filled().len();
                     if count == buf.capacity() {
                         self.ask = self.ask.more();
-                    } else if count < self.ask.less().bytes() {
+                    } else if count < self.ask.less().plain() {
                         self.ask = self.ask.less();
                     }
                     block.end = count;

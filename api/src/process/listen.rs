@@ -96,9 +96,7 @@ pub fn set_options(io: &TcpStream) {
 
 /// When the kernel asks a silent peer whether it is there.
 pub fn keepalive() -> socket2::TcpKeepalive {
-    socket2::TcpKeepalive::new()
-        .with_time(defaults::TCP_KEEPALIVE)
-        .with_interval(defaults::TCP_KEEPALIVE_INTERVAL)
+    socket2::TcpKeepalive::new().with_time(defaults::TCP_KEEPALIVE).with_interval(defaults::TCP_KEEPALIVE_INTERVAL)
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

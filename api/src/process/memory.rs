@@ -10,7 +10,7 @@
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::prctl;
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::time::TimeValLike;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
@@ -97,8 +97,13 @@ struct Done {
 }
 
 impl Done {
+    /// Where the kernel does not say, the process is taken for busy.
     fn by_now(start: Instant) -> Done {
-        Done { faults: faults(), worked: processor_time(), elapsed: start.elapsed() }
+        let elapsed = start.elapsed();
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Done { faults: 0, worked: elapsed, elapsed } };
+        let worked = usage.user_time() + usage.system_time();
+        let worked = Duration::from_micros(worked.num_microseconds().try_into().unwrap_or_default());
+        Done { faults: usage.minor_page_faults(), worked, elapsed }
     }
 
     fn since(self, then: Done) -> Done {
@@ -154,13 +159,13 @@ pub async fn when_idle() {
             Some(_) if start.elapsed() < YOUNG => EARLY,
             Some(_) => LATER,
         };
-        let Some(due) = due(&looks, last.map(|last| Done::by_now(start).since(last)), again) else {
+        let before = Done::by_now(start);
+        let Some(due) = due(&looks, last.map(|last| before.since(last)), again) else {
             tokio::time::sleep(looks.pause).await;
             continue;
         };
-        let before = processor_time();
         tokio::time::sleep(looks.watched).await;
-        idle = if processor_time().saturating_sub(before) <= IDLE { idle + 1 } else { 0 };
+        idle = if Done::by_now(start).since(before).worked <= IDLE { idle + 1 } else { 0 };
         if idle >= looks.times {
             give_back(unwritten);
             (last, again, idle) = (Some(settled(start).await), next(due, again), 0);
@@ -175,16 +180,6 @@ async fn settled(start: Instant) -> Done {
     let now = Done::by_now(start);
     // A request in between may bring more.
     if now.since(given).worked <= IDLE { now } else { given }
-}
-
-/// Of all threads. Zero where the kernel does not say.
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
-}
-
-/// Page faults of all threads that needed no disk.
-fn faults() -> i64 {
-    getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.minor_page_faults()).unwrap_or_default()
 }
 
 /// Part of the address space: start and length.

@@ -40,17 +40,18 @@ thread_local! {
 pub fn sweep() {
     let _ = POOL.try_with(|pool| {
         let pool = &mut *pool.borrow_mut();
-        // The coldest first.
-        pool.small.drain(..pool.small.len().div_ceil(2));
-        pool.large.drain(..pool.large.len().div_ceil(2));
-        pool.write.drain(..pool.write.len().div_ceil(2));
-        for blocks in &mut pool.blocks {
-            blocks.drain(..blocks.len().div_ceil(2));
-        }
-        for shelf in [&mut pool.small, &mut pool.large] {
+        // The coldest first. What is empty is left alone: at rest nothing is fetched for it.
+        for shelf in [&mut pool.small, &mut pool.large].into_iter().filter(|shelf| shelf.capacity() > 0) {
+            shelf.drain(..shelf.len().div_ceil(2));
             if shelf.is_empty() {
                 *shelf = VecDeque::new();
             }
+        }
+        if !pool.write.is_empty() {
+            pool.write.drain(..pool.write.len().div_ceil(2));
+        }
+        for blocks in pool.blocks.iter_mut().filter(|blocks| !blocks.is_empty()) {
+            blocks.drain(..blocks.len().div_ceil(2));
         }
     });
     crate::h2::sweep();
@@ -130,6 +131,15 @@ impl Size {
             Size::Small => RECORD,
             Size::Large => 4 * RECORD,
             Size::Bulk => 16 * RECORD,
+        }
+    }
+
+    /// What the records hold: who reads more of plain bytes seals a record, and sends it, for the few that are over.
+    pub const fn plain(self) -> usize {
+        match self {
+            Size::Small => 16 * 1024,
+            Size::Large => 4 * 16 * 1024,
+            Size::Bulk => 16 * 16 * 1024,
         }
     }
 

@@ -443,6 +443,44 @@ fn a_peer_that_idles_is_left_alone_where_pings_are_for_streams() {
 }
 
 #[test]
+fn a_peer_that_was_left_alone_is_watched_again_with_the_next_stream() {
+    run_paused(async {
+        let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
+        let (near, mut far) = duplex(16 * 1024);
+        let config = Config { keep_alive: alive, keep_alive_while_idle: false, ..Config::default() };
+        let (driver, client) = h2::client(near, config);
+        let end = spawn_local(driver);
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        let mut seen = vec![0; 16 * 1024];
+        let count = far.read(&mut seen).await.unwrap();
+        // A ping's head: eight bytes, type 6, no flags, stream 0.
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0];
+        let at = |seen: &[u8]| seen.windows(9).position(|head| head == ping).map(|at| at + 9);
+        assert_eq!(at(&seen[..count]), None, "nothing is asked while nobody minds");
+
+        let begin = tokio::time::Instant::now();
+        let mut stream = client.open(&get("/"), true).unwrap();
+        let mut response = ResponseHead::default();
+        let peer = async {
+            let count = far.read(&mut seen).await.unwrap();
+            let at = at(&seen[..count]).expect("asked together with the request");
+            let answer = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], &seen[at..at + 8]].concat();
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            far.write_all(&answer).await.unwrap();
+            std::future::pending().await
+        };
+        let error = tokio::select! {
+            error = stream.response(&mut response) => error.unwrap_err(),
+            never = peer => never,
+        };
+        assert!(matches!(error, Error::Unresponsive), "{error:?}");
+        assert_eq!(begin.elapsed().as_secs(), 2 + 13, "from its last sign of life");
+        assert!(matches!(end.await.unwrap(), Err(Error::Unresponsive)));
+    });
+}
+
+#[test]
 fn requests_that_cannot_be_served_are_told_apart() {
     run(async {
         let small = Config { max_header_list: 1000, ..Config::default() };

@@ -73,7 +73,7 @@ struct KeepAlive {
     timeout: Duration,
     heard: Instant,
     pinged: bool,
-    /// Nothing was heard for an interval, in which nobody minded.
+    /// Nothing was heard for an interval, in which nobody minded; no timer runs until somebody does.
     quiet: bool,
     sleep: Pin<Box<Sleep>>,
 }
@@ -215,7 +215,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     if let Some(alive) = &mut self.alive {
                         alive.heard = Instant::now();
                         alive.pinged = false;
-                        alive.quiet = false;
+                        if std::mem::take(&mut alive.quiet) {
+                            alive.sleep.as_mut().reset(alive.heard + alive.interval);
+                        }
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(error.into()),
@@ -268,18 +270,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             frame::write_ping(&mut self.shared.borrow_mut().out, false, ALIVE_PING);
             alive.sleep.as_mut().reset(now + alive.timeout);
         };
-        if alive.quiet && self.shared.borrow().wants_alive() {
+        let wanted = self.shared.borrow().wants_alive();
+        if alive.quiet && wanted {
             alive.quiet = false;
             ping(alive, Instant::now());
         }
-        while alive.sleep.as_mut().poll(cx).is_ready() {
+        while !alive.quiet && alive.sleep.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let due = alive.heard + alive.interval;
             if now < due {
                 alive.sleep.as_mut().reset(due);
-            } else if !alive.pinged && !self.shared.borrow().wants_alive() {
+            } else if !alive.pinged && !wanted {
                 alive.quiet = true;
-                alive.sleep.as_mut().reset(now + alive.interval);
             } else if alive.pinged {
                 return Err(Error::Unresponsive);
             } else {

@@ -24,7 +24,9 @@ pub(super) fn sweep() {
     let _ = SPARE.try_with(|spare| {
         let mut spare = spare.borrow_mut();
         let gone = spare.len().div_ceil(2);
-        spare.drain(..gone);
+        if gone > 0 {
+            spare.drain(..gone);
+        }
     });
 }
 
