@@ -246,6 +246,12 @@ impl Io for Stream {
         self.reset_on_close();
     }
 
+    fn hold(&mut self) {
+        if let Kind::Tcp(io) = &self.io {
+            let _ = SockRef::from(io).set_tcp_cork(true);
+        }
+    }
+
     fn ends_on_drop(&self) -> bool {
         matches!(self.io, Kind::Tcp(_))
     }

@@ -129,6 +129,14 @@ impl Downstream<'_> {
             Self::H2(_) => Poll::Ready(Ok(())),
         }
     }
+
+    /// The same when the response is complete, and nothing else is waited for.
+    pub fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match self {
+            Self::H1(server) => server.poll_last(cx),
+            Self::H2(_) => Poll::Ready(Ok(())),
+        }
+    }
 }
 
 impl Upstream {

@@ -151,7 +151,7 @@ fn poll_both(
         }
     }
     // A response that is complete ends the exchange, even if the endpoint did not want all of the request.
-    down.poll_flush(cx).map_err(Error::of_client)
+    down.poll_last(cx).map_err(Error::of_client)
 }
 
 /// What `Retry-After` (seconds) or gRPC push-back (milliseconds) asks for.

@@ -322,6 +322,21 @@ impl<S: Io> Server<S> {
         Poll::Ready(self.written(done))
     }
 
+    /// [`Server::poll_flush`] after the last byte of a response, to be followed by [`Server::close`] without a wait if
+    /// the connection is not kept.
+    pub fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let over = self.phase == Phase::Exchange && self.response == Encoder::Done && !self.keep_alive();
+        if over && !self.may_send() && !self.conn.output.is_flushed() {
+            self.conn.io.hold();
+        }
+        self.poll_flush(cx)
+    }
+
+    /// True when the client may still be sending what nobody will read.
+    fn may_send(&self) -> bool {
+        self.lost || !self.body.is_end() || !self.conn.input.is_empty()
+    }
+
     /// [`Server::poll_flush`] as a future.
     pub async fn flush(&mut self) -> Result<(), Error> {
         poll_fn(|cx| self.poll_flush(cx)).await
@@ -367,7 +382,7 @@ impl<S: Io> Server<S> {
             self.conn.io.abort();
             return;
         }
-        let sending = self.lost || !self.body.is_end() || !self.conn.input.is_empty();
+        let sending = self.may_send();
         if !sending && self.conn.output.is_flushed() && self.conn.io.ends_on_drop() {
             return;
         }

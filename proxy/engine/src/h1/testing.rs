@@ -20,6 +20,8 @@ pub(super) struct Script {
     pub(super) window: Option<usize>,
     pub(super) reset: bool,
     pub(super) shut: bool,
+    /// The number of writes before which it was told that the end follows.
+    pub(super) held: Option<usize>,
 }
 
 impl Script {
@@ -35,6 +37,10 @@ impl Script {
 impl Io for Script {
     fn poll_readable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.input.is_empty() && !self.reset { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn hold(&mut self) {
+        self.held = self.held.or(Some(self.writes));
     }
 }
 

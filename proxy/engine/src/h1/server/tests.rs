@@ -466,3 +466,30 @@ proptest::proptest! {
 fn a_connection_is_small() {
     assert!(size_of::<Server<tokio::net::TcpStream>>() <= 384, "{}", size_of::<Server<tokio::net::TcpStream>>());
 }
+
+#[test]
+fn the_last_bytes_may_leave_with_the_end() {
+    let held = |request: &str, complete: bool| {
+        let mut server = server([request.as_bytes()]);
+        next(&mut server);
+        server.send_response(&ResponseHead::new(200), Length::Known(2));
+        server.send_data(Bytes::from_static(b"h"));
+        flush(&mut server);
+        assert_eq!(server.io().held, None, "more is to come");
+        if complete {
+            server.send_data(Bytes::from_static(b"i"));
+        } else {
+            server.send_end(None);
+        }
+        now(|cx| server.poll_last(cx)).unwrap();
+        server.io().held
+    };
+    let close = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(held(close, true), Some(1), "before the second write");
+    assert_eq!(held("GET / HTTP/1.0\r\n\r\n", true), Some(1));
+    assert_eq!(held("GET / HTTP/1.1\r\nHost: a\r\n\r\n", true), None, "the connection is kept");
+    assert_eq!(held(close, false), None, "what was broken off is no end");
+    // Who still sends is listened to for a while, and shall have the response meanwhile.
+    assert_eq!(held("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\ncontent-length: 9\r\n\r\n", true), None);
+    assert_eq!(held(&format!("{close}{close}"), true), None);
+}
