@@ -21,8 +21,8 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin {
     /// the connection must not look complete when it was cut off.
     fn abort(&mut self) {}
 
-    /// The stream is dropped as soon as what comes next is written: that may wait for the end, to leave together with
-    /// it. Where the two are packets of their own, each costs the peer's kernel and ours as much as the other.
+    /// The stream is shut down as soon as what comes next is written: that may wait for it, to leave together. Where the
+    /// two are packets of their own, each costs the peer's kernel and ours as much as the other.
     fn hold(&mut self) {}
 
     /// True when dropping the stream tells the peer that no more comes, as a shutdown would.

@@ -15,15 +15,16 @@ pub(crate) fn gateway_api_conformance(cluster: &Cluster) {
         Ok(file) => format!("tests/conformance/run --report-output={file}"),
         Err(_) => "FAST=1 tests/conformance/run".to_string(),
     };
-    // The cluster's name is its folder's.
+    // The cluster's name is its folder's. What prepares it reads the suite's module where Go keeps it, and does not fetch it.
     let script = format!(
-        "export K8S_NAME=$(basename \"$(dirname \"$(dirname \"$KUBECONFIG\")\")\")\n{} >&2\n{how}",
+        "(cd tests/conformance && go mod download sigs.k8s.io/gateway-api/conformance) >&2
+        export K8S_NAME=$(basename \"$(dirname \"$(dirname \"$KUBECONFIG\")\")\")\n{} >&2\n{how}",
         prepare.display()
     );
     let output = cluster.shell(&script);
     // What it brought goes again, so that `uninstall` has only ours to remove. Gateway API's definitions are its own by now,
     // and ours come back.
-    let clean = "kubectl get ns -o name | grep gateway-conformance | xargs -r kubectl delete --wait=false
+    let clean = "kubectl get ns -o name | { grep gateway-conformance || true; } | xargs -r kubectl delete --wait=false
         kubectl delete crd -l '!app.kubernetes.io/part-of' --ignore-not-found
         kubectl delete validatingadmissionpolicies,validatingadmissionpolicybindings --all
         meshctl upgrade | kubectl apply -f -";

@@ -66,6 +66,8 @@ pub struct Server<S: Io> {
     /// What the client sends is no longer understood.
     lost: bool,
     drained: usize,
+    /// The last bytes wait for the end of the stream.
+    held: bool,
     /// A head that could not be sent.
     failed: Option<Error>,
 }
@@ -86,6 +88,7 @@ impl<S: Io> Server<S> {
             closing: false,
             lost: false,
             drained: 0,
+            held: false,
             failed: None,
         }
     }
@@ -328,6 +331,7 @@ impl<S: Io> Server<S> {
         let over = self.phase == Phase::Exchange && self.response == Encoder::Done && !self.keep_alive();
         if over && !self.may_send() && !self.conn.output.is_flushed() {
             self.conn.io.hold();
+            self.held = true;
         }
         self.poll_flush(cx)
     }
@@ -383,7 +387,8 @@ impl<S: Io> Server<S> {
             return;
         }
         let sending = self.may_send();
-        if !sending && self.conn.output.is_flushed() && self.conn.io.ends_on_drop() {
+        // What is held would be lost if the client has sent something that nobody has read: dropping is a reset then.
+        if !sending && !self.held && self.conn.output.is_flushed() && self.conn.io.ends_on_drop() {
             return;
         }
         let last = poll_fn(|cx| {
