@@ -122,6 +122,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_kernel_watches_the_peer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        set_options(&io);
+        let socket = socket2::SockRef::from(&io);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), defaults::TCP_KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), defaults::TCP_KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(defaults::CONTROL_USER_TIMEOUT));
+    }
+
+    #[tokio::test]
     async fn serves_at_most_so_many_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

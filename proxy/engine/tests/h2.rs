@@ -421,16 +421,22 @@ fn a_silent_peer_is_given_up() {
     });
 }
 
+/// A client whose peer has said its settings and nothing for long, while no stream was open; its driver, and that peer.
+async fn left_alone() -> (h2::Client, tokio::task::JoinHandle<Result<(), Error>>, tokio::io::DuplexStream) {
+    let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
+    let (near, mut far) = duplex(16 * 1024);
+    let config = Config { keep_alive: alive, keep_alive_while_idle: false, ..Config::default() };
+    let (driver, client) = h2::client(near, config);
+    let end = spawn_local(driver);
+    far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    (client, end, far)
+}
+
 #[test]
 fn a_peer_that_idles_is_left_alone_where_pings_are_for_streams() {
     run_paused(async {
-        let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
-        let (near, mut far) = duplex(16 * 1024);
-        let config = Config { keep_alive: alive, keep_alive_while_idle: false, ..Config::default() };
-        let (driver, client) = h2::client(near, config);
-        let end = spawn_local(driver);
-        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1000)).await;
+        let (client, end, _far) = left_alone().await;
         assert!(client.is_usable());
         // The first request after that asks at once whether somebody is there.
         let begin = tokio::time::Instant::now();
@@ -445,13 +451,7 @@ fn a_peer_that_idles_is_left_alone_where_pings_are_for_streams() {
 #[test]
 fn a_peer_that_was_left_alone_is_watched_again_with_the_next_stream() {
     run_paused(async {
-        let alive = Some((Duration::from_secs(10), Duration::from_secs(3)));
-        let (near, mut far) = duplex(16 * 1024);
-        let config = Config { keep_alive: alive, keep_alive_while_idle: false, ..Config::default() };
-        let (driver, client) = h2::client(near, config);
-        let end = spawn_local(driver);
-        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1000)).await;
+        let (client, end, mut far) = left_alone().await;
         let mut seen = vec![0; 16 * 1024];
         let count = far.read(&mut seen).await.unwrap();
         // A ping's head: eight bytes, type 6, no flags, stream 0.
