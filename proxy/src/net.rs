@@ -274,4 +274,22 @@ mod tests {
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(defaults::TCP_USER_TIMEOUT));
         }
     }
+
+    #[tokio::test]
+    async fn what_is_held_leaves_with_the_end_even_if_the_peer_said_too_much() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+        let mut dialed = dial(listener.local_addr().unwrap(), 0).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        dialed.write_all(b"nobody will read this").await.unwrap();
+        accepted.readable().await.unwrap();
+        let mut held = Stream::from(accepted);
+        held.hold();
+        held.write_all(b"last").await.unwrap();
+        held.shutdown().await.unwrap();
+        drop(held);
+        let mut got = [0; 16];
+        assert_eq!(dialed.read(&mut got).await.unwrap(), 4);
+        assert_eq!(&got[..4], b"last");
+    }
 }
