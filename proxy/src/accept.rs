@@ -1,5 +1,6 @@
 //! Listeners: one task per connection, a bound on their number, and the drain.
 
+use crate::net::{Arrivals, Plain};
 use crate::shard::Shard;
 use crate::{inbound, outbound};
 use gossamer_api::defaults::MAX_CONNECTIONS;
@@ -9,7 +10,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -25,14 +25,14 @@ pub enum Kind {
 }
 
 /// Accepts until the process stops; connections are tracked so that they can be waited for.
-pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: TaskTracker) {
+pub async fn accept(shard: Rc<Shard>, arrivals: Arrivals, kind: Kind, tasks: TaskTracker) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
             () = shard.stop.stopping() => return,
-            accepted = listener.accept() => accepted,
+            accepted = arrivals.next() => accepted,
         };
         match accepted {
             Ok((io, client)) => {
@@ -59,11 +59,11 @@ pub async fn accept(shard: Rc<Shard>, listener: TcpListener, kind: Kind, tasks: 
 /// The long part of a connection: HTTP, request after request. `None` when the connection is over.
 pub type Lasting = Option<Pin<Box<dyn Future<Output = ()>>>>;
 
-async fn begin(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, kind: Kind) -> Lasting {
+async fn begin(shard: Rc<Shard>, io: Plain, client: SocketAddr, kind: Kind) -> Lasting {
     match kind {
         Kind::Outbound => outbound::serve(shard, io, client, None).await,
         Kind::Explicit(target) => outbound::serve(shard, io, client, Some(target)).await,
-        Kind::Inbound => inbound::serve(shard, io, client).await,
+        Kind::Inbound => inbound::serve(shard, io.into_tcp().ok()?, client).await,
     }
 }
 
@@ -82,6 +82,7 @@ mod tests {
     use gossamer_api::process::stop::Stop;
     use gossamer_api::settings::Values;
     use std::sync::Arc;
+    use tokio::net::TcpStream;
     use tokio::sync::watch;
 
     /// A connection's future is what an idle connection costs: a careless step inflates it unseen.
@@ -92,10 +93,10 @@ mod tests {
         let config = Arc::new(Config::new(&Values::default()).unwrap());
         let credentials = watch::channel(None).1;
         let shard = Shard::new(config, Control::offline(), metrics, taps, credentials, Stop::new());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let client = io.local_addr().unwrap();
-        let future = begin(shard.clone(), io, client, Kind::Outbound);
+        let future = begin(shard.clone(), io.into(), client, Kind::Outbound);
         let bytes = std::mem::size_of_val(&future);
         assert!(bytes <= 2048, "beginning: {bytes} bytes");
 

@@ -170,8 +170,8 @@ fn data_thread(listeners: Vec<(Kind, TcpListener)>, shard: impl FnOnce() -> std:
         let tasks = TaskTracker::new();
         let accepting = TaskTracker::new();
         for (kind, listener) in listeners {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            accepting.spawn_local(accept::accept(shard.clone(), listener, kind, tasks.clone()));
+            let arrivals = net::Arrivals::new(listener)?;
+            accepting.spawn_local(accept::accept(shard.clone(), arrivals, kind, tasks.clone()));
         }
         let sweep = tokio::task::spawn_local(shard.clone().sweep());
         let trim = tokio::task::spawn_local(memory::when_idle());

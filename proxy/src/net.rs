@@ -1,4 +1,9 @@
-//! Sockets: listen, dial, original destination. The only file that makes them, so the only one with socket options.
+//! Sockets: listen, dial, original destination. The only room that makes them, so the only one with socket
+//! options.
+
+mod plain;
+
+pub use plain::{Arrivals, Plain};
 
 use crate::metrics::OpenConnection;
 use crate::tls::Tls;
@@ -8,6 +13,7 @@ use gossamer_engine::io::Io;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -51,7 +57,7 @@ pub async fn dial(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
 }
 
 /// Where `client` wanted to go, if the kernel redirected its connection here.
-pub fn original_destination(stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+pub fn original_destination(stream: &impl AsFd, client: SocketAddr) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let original = match client.ip() {
         IpAddr::V4(_) => socket.original_dst_v4(),
@@ -60,8 +66,13 @@ pub fn original_destination(stream: &TcpStream, client: SocketAddr) -> Option<So
     original.ok()?.as_socket()
 }
 
+/// Where a connection came in.
+pub fn local_addr(stream: &impl AsFd) -> Option<SocketAddr> {
+    SockRef::from(stream).local_addr().ok()?.as_socket()
+}
+
 /// Makes close send RST instead of FIN: the peer learns that the stream was cut, not ended.
-pub fn reset_on_close(stream: &TcpStream) {
+pub fn reset_on_close(stream: &impl AsFd) {
     let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
 
@@ -74,7 +85,7 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Kind {
-    Tcp(TcpStream),
+    Tcp(Plain),
     Tls(Box<Tls>),
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
@@ -82,6 +93,12 @@ enum Kind {
 
 impl From<TcpStream> for Stream {
     fn from(io: TcpStream) -> Self {
+        Plain::from(io).into()
+    }
+}
+
+impl From<Plain> for Stream {
+    fn from(io: Plain) -> Self {
         Stream { io: Kind::Tcp(io), meter: None }
     }
 }
@@ -106,19 +123,16 @@ impl Stream {
         self.meter = Some(meter);
     }
 
-    /// The socket underneath.
-    pub fn tcp(&self) -> Option<&TcpStream> {
-        match &self.io {
-            Kind::Tcp(io) => Some(io),
-            Kind::Tls(io) => Some(io.tcp()),
-            #[cfg(test)]
-            Kind::Memory(_) => None,
-        }
-    }
-
     /// Makes close send RST, so that the peer does not take a cut stream for a complete one.
     pub fn reset_on_close(&self) {
-        self.tcp().inspect(|socket| reset_on_close(socket));
+        match &self.io {
+            Kind::Tcp(io) => {
+                let _ = io.fd().inspect(reset_on_close);
+            }
+            Kind::Tls(io) => reset_on_close(io.tcp()),
+            #[cfg(test)]
+            Kind::Memory(_) => {}
+        }
     }
 
     /// What TLS opened and nobody has read; `None` without TLS.
@@ -235,10 +249,17 @@ impl AsyncWrite for Stream {
 impl Io for Stream {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Kind::Tcp(io) => io.poll_read_ready(cx),
+            Kind::Tcp(io) => io.poll_readable(cx),
             Kind::Tls(io) => io.poll_readable(cx),
             #[cfg(test)]
             Kind::Memory(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Kind::Tcp(io) => io.poll_end(cx),
+            _ => self.poll_readable(cx),
         }
     }
 
@@ -247,8 +268,8 @@ impl Io for Stream {
     }
 
     fn hold(&mut self) {
-        if let Kind::Tcp(io) = &self.io {
-            let _ = SockRef::from(io).set_tcp_cork(true);
+        if let Kind::Tcp(io) = &mut self.io {
+            io.hold();
         }
     }
 

@@ -9,7 +9,7 @@ use crate::control::Target;
 use crate::detect::{Protocol, detect};
 use crate::error::Error;
 use crate::metrics::Direction;
-use crate::net::{self, Stream};
+use crate::net::{self, Plain, Stream};
 use crate::patience::Patience;
 use crate::policy::authorize::{Peer, PeerTls};
 use crate::record::{ConnectionMetrics, Record};
@@ -18,21 +18,23 @@ use crate::shard::{Declared, Destination, Policy, Shard};
 use crate::tcp;
 use bytes::{Bytes, BytesMut};
 use gossamer_api::defaults::DETECT_BYTES;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// Serves a connection that was redirected here, or that came to an explicit local port.
-pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit: Option<String>) -> Lasting {
+pub async fn serve(shard: Rc<Shard>, io: Plain, client: SocketAddr, explicit: Option<String>) -> Lasting {
     let accepted = Instant::now();
     let (target, addr) = match explicit {
         Some(authority) => (Target::Authority(authority), client),
-        None => match net::original_destination(&io, client) {
+        None => match net::original_destination(&io.fd().ok()?, client) {
             Some(addr) if !shard.config.is_own(addr) => (Target::Addr(addr), addr),
             _ => {
-                refuse(&shard, Direction::Outbound, &io, &Error::Loop);
+                refuse(&shard, Direction::Outbound, &io.fd().ok()?, &Error::Loop);
                 return None;
             }
         },
@@ -56,19 +58,23 @@ pub async fn serve(shard: Rc<Shard>, io: TcpStream, client: SocketAddr, explicit
 }
 
 /// Finds out what is spoken and serves it.
-async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream, accepted: Instant) -> Lasting {
+async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, io: Plain, accepted: Instant) -> Lasting {
     let skip = match policy.protocol {
         Declared::Opaque => true,
         Declared::Unknown => {
-            let (place, port) = server(&conn, &io);
+            let (place, port) = server(&conn, &io.fd().ok()?);
             conn.shard.config.opaque_ports.contains(port) || conn.shard.speaks_first(place)
         }
         Declared::Http | Declared::Tls => false,
     };
-    let mut first = BytesMut::new();
     if skip {
-        return spoken(conn, policy, io, first, Protocol::Opaque).await;
+        return spoken(conn, policy, io.into_tcp().ok()?, BytesMut::new(), Protocol::Opaque).await;
     }
+    let mut first = at_once(&io);
+    if policy.protocol != Declared::Tls && detect(&first) == Some(Protocol::Http1) {
+        return http1(conn, io.into(), first);
+    }
+    let mut io = io.into_tcp().ok()?;
     // A declared HTTP port has clients that speak first: an idle one of a pool is left alone.
     let waits = policy.protocol == Declared::Http;
     let patience = Patience::since(accepted, conn.shard.config.detect_patience);
@@ -79,14 +85,20 @@ async fn connection(conn: Rc<Connection>, policy: &Rc<Policy>, mut io: TcpStream
     }
 }
 
+/// What the client has said already.
+fn at_once(io: &Plain) -> BytesMut {
+    let mut room = [MaybeUninit::uninit(); 2048];
+    io.receive(&mut room).map(BytesMut::from).unwrap_or_default()
+}
+
 /// By what the server is remembered, and its port: the address that the client asked for, or the explicit local port that
 /// leads to a name.
-fn server(conn: &Connection, io: &TcpStream) -> (SocketAddr, u16) {
+fn server(conn: &Connection, io: &impl AsFd) -> (SocketAddr, u16) {
     if let Side::Outbound(destination) = &conn.side
         && let Target::Authority(name) = &destination.target
     {
         let port = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        return (io.local_addr().unwrap_or(conn.target), port.unwrap_or_default());
+        return (net::local_addr(io).unwrap_or(conn.target), port.unwrap_or_default());
     }
     (conn.target, conn.target.port())
 }
@@ -94,8 +106,8 @@ fn server(conn: &Connection, io: &TcpStream) -> (SocketAddr, u16) {
 /// Serves a connection of which is known what is spoken.
 async fn spoken(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: BytesMut, protocol: Protocol) -> Lasting {
     match protocol {
-        Protocol::Http1 if policy.protocol != Declared::Tls => return http1(conn, io, first),
-        Protocol::Http2 if policy.protocol != Declared::Tls => return http2(conn, io, first),
+        Protocol::Http1 if policy.protocol != Declared::Tls => return http1(conn, io.into(), first),
+        Protocol::Http2 if policy.protocol != Declared::Tls => return http2(conn, io.into(), first),
         Protocol::Tls(hello) => Box::pin(opaque(conn, policy, io, first, hello.sni.as_deref())).await,
         _ => Box::pin(opaque(conn, policy, io, first, None)).await,
     }
@@ -139,7 +151,7 @@ async fn more(io: &mut TcpStream, first: &mut BytesMut) -> std::io::Result<usize
 /// Bytes to one endpoint.
 async fn opaque(conn: Rc<Connection>, policy: &Policy, io: TcpStream, first: BytesMut, sni: Option<&str>) {
     let mut record = Record::connection(&conn);
-    let mut near = measured(&conn, io, &first);
+    let mut near = measured(&conn, io.into(), &first);
     match dial(&conn, policy, sni, &mut record).await {
         Ok(mut far) => {
             let moved = tcp::relay(&mut near, &mut far, first.freeze(), Bytes::new()).await;
@@ -188,7 +200,7 @@ async fn silent(conn: Rc<Connection>, policy: &Rc<Policy>, io: TcpStream) -> Las
             }
         }
     }
-    let mut near = measured(&conn, io, &BytesMut::new());
+    let mut near = measured(&conn, io.into(), &BytesMut::new());
     let moved = tcp::relay(&mut near, &mut far, Bytes::new(), greeting.freeze()).await;
     record.closed(moved);
     None
@@ -238,12 +250,13 @@ async fn dial_balancer(balancer: &Rc<crate::balance::Balancer>, record: &mut Rec
 }
 
 /// Discovery failed: an HTTP client is told why, any other connection ends.
-async fn explain(conn: Rc<Connection>, mut io: TcpStream, error: Error) -> Lasting {
+async fn explain(conn: Rc<Connection>, io: Plain, error: Error) -> Lasting {
+    let mut io = io.into_tcp().ok()?;
     let mut first = BytesMut::new();
     match first_bytes(Patience::new(conn.shard.config.detect_patience), false, &mut io, &mut first).await {
         // Each request asks again, so that the connection recovers with the control plane.
-        Some(Protocol::Http1) => http1(conn, io, first),
-        Some(Protocol::Http2) => http2(conn, io, first),
+        Some(Protocol::Http1) => http1(conn, io.into(), first),
+        Some(Protocol::Http2) => http2(conn, io.into(), first),
         _ => {
             Record::connection(&conn).failed(&error);
             net::reset_on_close(&io);
@@ -266,25 +279,24 @@ impl Connection {
     }
 }
 
-fn http1(conn: Rc<Connection>, io: TcpStream, first: BytesMut) -> Lasting {
+fn http1(conn: Rc<Connection>, io: Stream, first: BytesMut) -> Lasting {
     let io = measured(&conn, io, &first);
     Some(Box::pin(serve::http1(conn, io, first.freeze())))
 }
 
-fn http2(conn: Rc<Connection>, io: TcpStream, first: BytesMut) -> Lasting {
+fn http2(conn: Rc<Connection>, io: Stream, first: BytesMut) -> Lasting {
     let io = measured(&conn, io, &first);
     Some(Box::pin(serve::http2(conn, io, first.freeze())))
 }
 
 /// The client's connection, counted from its first byte.
-fn measured(conn: &Connection, io: TcpStream, first: &BytesMut) -> Stream {
-    let mut io = Stream::from(io);
+fn measured(conn: &Connection, mut io: Stream, first: &BytesMut) -> Stream {
     io.measure(conn.metrics.tcp().open(), first.len());
     io
 }
 
 /// Nothing can be done with this connection.
-pub fn refuse(shard: &Shard, direction: Direction, io: &TcpStream, error: &Error) {
+pub fn refuse(shard: &Shard, direction: Direction, io: &impl AsFd, error: &Error) {
     shard.metrics.tcp_errors(direction).count(error.reason());
     tracing::warn!(reason = error.reason(), "connection refused: {error}");
     net::reset_on_close(io);

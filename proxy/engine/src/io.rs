@@ -17,6 +17,12 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin {
         Poll::Ready(Ok(()))
     }
 
+    /// [`poll_readable`](Self::poll_readable) for who only wants to know whether the peer leaves: that may be told a
+    /// moment late.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_readable(cx)
+    }
+
     /// Makes the close that follows look like a failure to the peer, where the transport can: a body that ends with
     /// the connection must not look complete when it was cut off.
     fn abort(&mut self) {}

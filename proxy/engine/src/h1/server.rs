@@ -225,6 +225,9 @@ impl<S: Io> Server<S> {
     /// its sending half, as nginx, Envoy and Go see it. Bytes of a next request are kept, up to a bound.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.body.is_end() && self.conn.input.len() < PIPELINED {
+            if ready!(self.conn.io.poll_end(cx)).is_err() {
+                return Poll::Ready(());
+            }
             match ready!(self.conn.poll_fill(cx, 0)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
