@@ -192,10 +192,21 @@ fn look_later(waker: Waker) {
         waiting.len() == 1
     });
     if first {
-        tokio::task::spawn_local(async {
+        let all = WakeAll;
+        tokio::task::spawn_local(async move {
             tokio::time::sleep(LATE).await;
-            LOOKING.take().into_iter().for_each(Waker::wake);
+            drop(all);
         });
+    }
+}
+
+/// Wakes them when it is dropped: then also if the runtime ends first, so that the next one on this thread begins anew.
+struct WakeAll;
+
+impl Drop for WakeAll {
+    fn drop(&mut self) {
+        let waiting = LOOKING.try_with(RefCell::take).unwrap_or_default();
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -274,6 +285,21 @@ mod tests {
             let before = tokio::time::Instant::now();
             poll_fn(|cx| plain.poll_end(cx)).await.unwrap();
             assert!(!is_fresh(&plain) && before.elapsed() <= 2 * LATE);
+        };
+        LocalSet::new().run_until(left).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ended_before_it_looked_again_keeps_nobody_else_from_it() {
+        let ended = async {
+            let (_client, mut plain) = connected().await;
+            assert!(poll_fn(|cx| Poll::Ready(plain.poll_end(cx))).await.is_pending());
+        };
+        LocalSet::new().run_until(ended).await;
+        let left = async {
+            let (client, mut plain) = connected().await;
+            drop(client);
+            tokio::time::timeout(10 * LATE, poll_fn(|cx| plain.poll_end(cx))).await.unwrap().unwrap();
         };
         LocalSet::new().run_until(left).await;
     }
