@@ -54,6 +54,7 @@ pub fn sweep() {
             blocks.drain(..blocks.len().div_ceil(2));
         }
     });
+    crate::message::sweep();
     crate::h2::sweep();
 }
 

@@ -102,9 +102,12 @@ impl Pool {
         }
     }
 
-    /// Drops connections that lay idle for too long.
+    /// Drops connections that lay idle for too long, and the room that most of them had.
     pub fn sweep(&self, now: Instant) {
-        self.idle.borrow_mut().retain(|(_, since)| now.duration_since(*since) < defaults::POOL_IDLE);
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|(_, since)| now.duration_since(*since) < defaults::POOL_IDLE);
+        let kept = idle.len();
+        idle.shrink_to(2 * kept);
     }
 
     /// True when no stream can be opened: all the connections that may be made have as many as their peer allows.

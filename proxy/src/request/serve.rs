@@ -121,8 +121,8 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
                     if matches!(after, After::Abort) {
                         stream.reset(h2::code::INTERNAL_ERROR);
                     }
-                    stream.recycle(head.headers);
                 }
+                head.release();
             }));
         }
     };

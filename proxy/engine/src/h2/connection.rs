@@ -17,15 +17,13 @@ use super::receive::Block;
 use super::slot::{self, Method, Slots, register, wake};
 use super::{Config, code, head};
 use crate::error::Error;
-use crate::message::{Headers, RequestHead, ResponseHead};
+use crate::message::{RequestHead, ResponseHead};
 
 /// Streams wait while the out-buffer holds this much: enough to fill a socket's buffer at once, and what a slow peer
 /// can make a connection hold.
 pub(super) const OUT_LIMIT: usize = 128 * 1024;
 /// Remembered ids of closed streams.
 const CLOSED: usize = 128;
-/// Cleared `Headers` kept for the next heads.
-const SPARE_HEADERS: usize = 8;
 /// The ping that tells when the first GOAWAY has arrived.
 pub(super) const GOAWAY_PING: [u8; 8] = *b"goodbye?";
 /// The ping of keep-alive.
@@ -84,7 +82,6 @@ pub(super) struct Connection {
     pub(super) refused: VecDeque<(u32, RequestHead, Error)>,
     pub(super) accept_waker: Option<Waker>,
     open_waiters: Vec<Waker>,
-    spare_headers: Vec<Headers>,
 
     /// Bytes of the client's preface that are still to come.
     pub(super) preface_left: usize,
@@ -153,7 +150,6 @@ impl Connection {
             refused: VecDeque::new(),
             accept_waker: None,
             open_waiters: Vec::new(),
-            spare_headers: Vec::new(),
             preface_left: if role == Role::Server { frame::PREFACE.len() } else { 0 },
             block: None,
             draining: false,
@@ -478,8 +474,7 @@ impl Connection {
         if let Some((status, headers)) = slot.heads.pop_front() {
             head.status = status;
             head.version = crate::message::Version::Http2;
-            let old = std::mem::replace(&mut head.headers, headers);
-            self.recycle(old);
+            std::mem::replace(&mut head.headers, headers).release();
             return Poll::Ready(Ok(()));
         }
         if let Some(error) = &slot.error {
@@ -491,18 +486,6 @@ impl Connection {
         }
         register(&mut slot.recv_waker, cx.waker());
         Poll::Pending
-    }
-
-    pub(super) fn spare_headers(&mut self) -> Headers {
-        self.spare_headers.pop().unwrap_or_default()
-    }
-
-    /// Keeps the memory of `Headers` that are not needed any more.
-    pub(super) fn recycle(&mut self, mut headers: Headers) {
-        if self.spare_headers.len() < SPARE_HEADERS && (1..4096).contains(&headers.byte_len()) {
-            headers.clear();
-            self.spare_headers.push(headers);
-        }
     }
 
     /// The next request.

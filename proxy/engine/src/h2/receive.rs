@@ -12,7 +12,7 @@ use super::head::{self, Flaw, Judged};
 use super::hpack::Undecodable;
 use super::slot::{Method, Slot};
 use crate::error::Error;
-use crate::message::RequestHead;
+use crate::message::{Headers, RequestHead};
 
 /// DATA from this size on is handed to its reader as a slice of the read buffer; smaller ones are copied, so that a
 /// few bytes never hold a whole buffer.
@@ -336,7 +336,7 @@ impl Connection {
 
     fn receive_request(&mut self, id: u32, end_stream: bool, refuse: bool, block: &[u8]) -> Result<(), Fatal> {
         let mut request = RequestHead::default();
-        request.headers = self.spare_headers();
+        request.headers = Headers::new();
         let judged = head::read_request(
             &mut self.decoder,
             block,
@@ -391,7 +391,7 @@ impl Connection {
     }
 
     fn receive_response(&mut self, key: u32, end_stream: bool, block: &[u8]) -> Result<(), Fatal> {
-        let mut headers = self.spare_headers();
+        let mut headers = Headers::new();
         let max = self.config.max_header_list;
         let (status, judged) = head::read_response(&mut self.decoder, block, &mut headers, max)?;
         if let Some(flaw) = judged.flaw {
@@ -427,7 +427,7 @@ impl Connection {
     }
 
     fn receive_trailers(&mut self, key: u32, end_stream: bool, block: &[u8]) -> Result<(), Fatal> {
-        let mut trailers = self.spare_headers();
+        let mut trailers = Headers::new();
         let max = self.config.max_header_list;
         let Judged { flaw, .. } = head::read_trailers(&mut self.decoder, block, &mut trailers, max)?;
         if let Some(flaw) = flaw {

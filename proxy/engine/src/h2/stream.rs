@@ -306,9 +306,4 @@ impl Stream {
         register(&mut slot.reset_waker, cx.waker());
         Poll::Pending
     }
-
-    /// Gives the memory of a head that is done with to later heads of this connection.
-    pub fn recycle(&self, headers: Headers) {
-        self.shared.borrow_mut().recycle(headers);
-    }
 }
