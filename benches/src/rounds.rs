@@ -76,7 +76,9 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
     if let Some(seconds) = args.hold {
         for pair in &running {
             let target = pair.target(crate::server::HTTP);
-            eprintln!("{}: outbound {:?}, inbound {:?}, target {target}", pair.driver, pair.outbound, pair.inbound);
+            let first = pair.start.as_millis();
+            let (driver, outbound, inbound) = (pair.driver, &pair.outbound, &pair.inbound);
+            eprintln!("{driver}: first answer after {first} ms, outbound {outbound:?}, inbound {inbound:?}, target {target}");
         }
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
