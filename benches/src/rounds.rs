@@ -78,7 +78,9 @@ pub(crate) async fn run(args: &Args) -> Result<bool> {
             let target = pair.target(crate::server::HTTP);
             let first = pair.start.as_millis();
             let (driver, outbound, inbound) = (pair.driver, &pair.outbound, &pair.inbound);
-            eprintln!("{driver}: first answer after {first} ms, outbound {outbound:?}, inbound {inbound:?}, target {target}");
+            eprintln!(
+                "{driver}: first answer after {first} ms, outbound {outbound:?}, inbound {inbound:?}, target {target}"
+            );
         }
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
