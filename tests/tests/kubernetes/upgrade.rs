@@ -34,8 +34,11 @@ pub(crate) fn an_upgrade_keeps_what_was_set(cluster: &Cluster) {
         assert_eq!(hook["webhooks"][0]["failurePolicy"], "Fail");
         for part in ["identity", "destination", "injector"] {
             let selector = format!("gossamer.io/control-plane-component={part}");
-            let name = cluster.kubectl(&["-n", "gossamer", "get", "pods", "-l", &selector, "-o", "name"]);
-            cluster.kubectl(&["-n", "gossamer", "delete", name.lines().next().unwrap(), "--wait=false"]);
+            let pods = cluster.json(&["-n", "gossamer", "get", "pods", "-l", &selector]);
+            // One of before the upgrade may still be on its way out.
+            let mut stay = pods["items"].as_array().unwrap().iter().map(|pod| &pod["metadata"]);
+            let stays = stay.find(|pod| pod["deletionTimestamp"].is_null()).unwrap();
+            cluster.kubectl(&["-n", "gossamer", "delete", "pod", stays["name"].as_str().unwrap(), "--wait=false"]);
         }
         space.client("later");
         space.ready(&["later"]);
