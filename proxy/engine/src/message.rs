@@ -423,7 +423,7 @@ mod tests {
         let mut all = vec![Headers::new(); 5];
         all.iter_mut().for_each(|headers| headers.append("name", "value"));
         all.iter_mut().for_each(Headers::release);
-        let mut left = || {
+        let left = || {
             sweep();
             SPARE.with_borrow(Vec::len)
         };
