@@ -117,10 +117,8 @@ pub async fn http2(conn: Rc<Connection>, io: Stream, prefix: Bytes) {
             tokio::task::spawn_local(Box::pin(async move {
                 let mut down = Downstream::H2(stream);
                 let after = handle(&conn, &mut head, &mut down).await;
-                if let Downstream::H2(stream) = &mut down {
-                    if matches!(after, After::Abort) {
-                        stream.reset(h2::code::INTERNAL_ERROR);
-                    }
+                if let (Downstream::H2(stream), After::Abort) = (&mut down, after) {
+                    stream.reset(h2::code::INTERNAL_ERROR);
                 }
                 head.release();
             }));
