@@ -47,15 +47,19 @@ pub fn sweep() {
                 *shelf = VecDeque::new();
             }
         }
-        if !pool.write.is_empty() {
-            pool.write.drain(..pool.write.len().div_ceil(2));
-        }
-        for blocks in pool.blocks.iter_mut().filter(|blocks| !blocks.is_empty()) {
-            blocks.drain(..blocks.len().div_ceil(2));
-        }
+        halve(&mut pool.write);
+        pool.blocks.iter_mut().for_each(halve);
     });
     crate::message::sweep();
     crate::h2::sweep();
+}
+
+/// Drops the half that lies there longest. What is empty is left alone.
+pub(crate) fn halve<T>(waiting: &mut Vec<T>) {
+    let gone = waiting.len().div_ceil(2);
+    if gone > 0 {
+        waiting.drain(..gone);
+    }
 }
 
 /// A buffer for reading, empty, with room for `size` bytes, or for half of them if they are few.

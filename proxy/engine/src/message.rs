@@ -77,14 +77,7 @@ const SPARE_BYTES: usize = 4096;
 
 /// Gives half of the released heads' memory back: see [`crate::buffer::sweep`].
 pub(crate) fn sweep() {
-    let _ = SPARE.try_with(|spare| {
-        let mut spare = spare.borrow_mut();
-        let gone = spare.len().div_ceil(2);
-        // What is empty is left alone.
-        if gone > 0 {
-            spare.drain(..gone);
-        }
-    });
+    let _ = SPARE.try_with(|spare| crate::buffer::halve(&mut spare.borrow_mut()));
 }
 
 impl Headers {

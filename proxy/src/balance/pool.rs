@@ -235,6 +235,12 @@ pub fn limits() -> h1::Limits {
 
 #[cfg(test)]
 impl Pool {
+    /// Idle connections, and for how many there is room.
+    pub(super) fn idle(&self) -> (usize, usize) {
+        let idle = self.idle.borrow();
+        (idle.len(), idle.capacity())
+    }
+
     /// Takes all streams of all connections that there may be; those of one each.
     pub(super) fn fill(&self) -> Vec<Vec<h2::Stream>> {
         let head = gossamer_engine::RequestHead::default();

@@ -213,6 +213,22 @@ async fn a_policy_that_says_how_long_to_wait_for_who_refuses_is_obeyed() {
     }
 }
 
+#[test]
+fn a_pool_keeps_neither_old_connections_nor_the_room_that_they_had() {
+    let balancer = balancer(Rules::default(), &[A]);
+    let pool = &balancer.endpoints.borrow()[0].pool;
+    let give_back = |count| {
+        let client = |_| gossamer_engine::h1::Client::new(tokio::io::duplex(1).0.into(), super::pool::limits());
+        (0..count).map(client).for_each(|client| pool.give_back(client));
+    };
+    give_back(256);
+    let given = Instant::now();
+    pool.sweep(given);
+    assert_eq!(pool.idle().0, 256);
+    pool.sweep(given + gossamer_api::defaults::POOL_IDLE);
+    assert_eq!(pool.idle(), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_no_stream_left_gets_no_request_while_another_has() {
     let balancer = balancer(Rules::default(), &[A, B]);

@@ -21,13 +21,7 @@ thread_local! {
 
 /// Gives half of the spare buffers back: see [`crate::buffer::sweep`].
 pub(super) fn sweep() {
-    let _ = SPARE.try_with(|spare| {
-        let mut spare = spare.borrow_mut();
-        let gone = spare.len().div_ceil(2);
-        if gone > 0 {
-            spare.drain(..gone);
-        }
-    });
+    let _ = SPARE.try_with(|spare| crate::buffer::halve(&mut spare.borrow_mut()));
 }
 
 /// The outgoing bytes of one connection.

@@ -336,7 +336,6 @@ impl Connection {
 
     fn receive_request(&mut self, id: u32, end_stream: bool, refuse: bool, block: &[u8]) -> Result<(), Fatal> {
         let mut request = RequestHead::default();
-        request.headers = Headers::new();
         let judged = head::read_request(
             &mut self.decoder,
             block,
