@@ -83,7 +83,8 @@ pub(crate) struct Running {
     /// The application's process.
     pub server: u32,
     target: IpAddr,
-    _children: Vec<Child>,
+    /// The application, then the proxies.
+    children: Vec<Child>,
     _mesh: Option<[Meshed; 2]>,
 }
 
@@ -179,7 +180,7 @@ impl Running {
             inbound: Vec::new(),
             server: server_pid,
             target,
-            _children: children,
+            children,
             _mesh: mesh,
         };
         running
@@ -208,6 +209,17 @@ impl Running {
         let mut command = self.pair.command(&self.pair.client(), &std::env::current_exe()?);
         command.arg("load").stdout(Stdio::piped());
         Ok(command)
+    }
+
+    /// Asks the proxies to end, and waits for it.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        for proxy in self.children.iter_mut().skip(1) {
+            let pid = proxy.id().context("a proxy has ended by itself")?;
+            Command::new("kill").arg(pid.to_string()).status().await?;
+            let status = tokio::time::timeout(START, proxy.wait()).await.context("a proxy does not end")??;
+            anyhow::ensure!(status.success(), "a proxy ends with {status}");
+        }
+        Ok(())
     }
 
     async fn first_answer(&mut self, began: Instant) -> Result<()> {

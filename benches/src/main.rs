@@ -17,6 +17,7 @@ mod relay;
 mod report;
 mod rounds;
 mod server;
+mod train;
 mod workload;
 
 use anyhow::{Context, Result};
@@ -67,6 +68,8 @@ enum Role {
     /// One of those parts, so many times.
     #[command(hide = true)]
     Part { name: String, rounds: u64 },
+    /// Makes the profile that release builds of the proxy are compiled with, see proxy/profile/rustc.
+    Train,
     /// The application behind the proxies.
     #[command(hide = true)]
     Serve,
@@ -89,6 +92,8 @@ fn main() -> Result<()> {
             let missed = runtime()?.block_on(rounds::run(&args))?;
             std::process::exit(if missed { 3 } else { 0 });
         }
+        Some(Role::Train) if !network::is_inside() => Err(network::enter(&train::build()?)),
+        Some(Role::Train) => runtime()?.block_on(train::run(&args)),
         Some(Role::Micro) => std::process::exit(if micro::run()? { 3 } else { 0 }),
         Some(Role::Part { name, rounds }) => micro::part(name, *rounds),
         Some(Role::Serve) => runtime()?.block_on(server::run()),

@@ -140,7 +140,7 @@ fn wanted(args: &Args, name: &str) -> bool {
 }
 
 /// With as many endpoints as the workload wants, all of which are connected to before it counts.
-async fn prepared(control: &Control, pair: &Running, workload: &Workload, ms: u64) -> Result<Sample> {
+pub(crate) async fn prepared(control: &Control, pair: &Running, workload: &Workload, ms: u64) -> Result<Sample> {
     let _held = control.endpoints(&pair.pair, workload.endpoints - 1)?;
     undisturbed(pair, workload, ms).await
 }
